@@ -1,0 +1,85 @@
+"""The interface of all environments: episodes, not steps.
+
+K episodes begin together, live lanes are stepped, ended lanes are taken out by `keep`. Nothing is reset inside a step,
+no lane is stepped after its end, and no environment draws a random number of its own: noise comes in.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt64
+
+from pgengine.spaces import SpaceSpec
+from pgengine.spec import Spec
+
+__all__ = ["EnvironmentFacts", "EpisodeEnvironment", "Step"]
+
+
+class EnvironmentFacts(Spec):
+    """What is known of an environment before an episode is played; kept with it."""
+
+    observation_space: SpaceSpec
+    """What an observation looks like."""
+    action_space: SpaceSpec
+    """What an action looks like."""
+    max_episode_steps: int
+    """Episode limit in environment steps, part of the objective."""
+    limit_from: Literal["id", "declared", "horizon"]
+    """Who set the limit: the registered id, the request, or the horizon of a finite MDP."""
+    episode_length: Literal["fixed", "varying"]
+    """Whether all episodes are known to take the same number of steps."""
+    reward_threshold: float | None = None
+    """Mean return at which the registered id counts as solved."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of N live lanes gives.
+
+    Attributes:
+        observations: [N, …] after the step, the final ones of lanes that ended included.
+        rewards: [N], in the environment's own unit.
+        terminated: [N], the task ended: nothing would follow.
+        truncated: [N], the limit cut the episode where the task would have gone on; never together with `terminated`.
+    """
+
+    observations: Shaped[np.ndarray, "N ..."]
+    rewards: Float[np.ndarray, "N"]
+    terminated: Bool[np.ndarray, "N"]
+    truncated: Bool[np.ndarray, "N"]
+
+
+@runtime_checkable
+class EpisodeEnvironment(Protocol):
+    """Plays K independent episodes side by side."""
+
+    @property
+    def facts(self) -> EnvironmentFacts:
+        """What is known before an episode is played."""
+        ...
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether `step` uses noise; if not, none is made."""
+        ...
+
+    def begin(self, noise: UInt64[np.ndarray, "K"]) -> Shaped[np.ndarray, "K ..."]:
+        """Begins one episode for each word of noise, forgetting the earlier ones; returns the first observations."""
+        ...
+
+    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N"] | None) -> Step:
+        """Steps every live lane once.
+
+        Raises:
+            EnvironmentFailure: if the environment raised or broke its contract.
+        """
+        ...
+
+    def keep(self, mask: Bool[np.ndarray, "N"]) -> None:
+        """Goes on with the lanes of the mask alone, in their order."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the environment holds."""
+        ...

@@ -1,0 +1,170 @@
+"""Gymnasium's environments as episodes.
+
+A batch is a list of single environments, each episode begun by `reset(seed=…)` with a seed of its own. Gymnasium's
+vector environments reset inside `step` without a seed, step ended lanes too and share a generator, so an episode
+would depend on its neighbours. The episode limit is ours: it is counted here, and the id's own wrapper for it is left
+out.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt64
+
+from pgengine.environments.episodes import EnvironmentFacts, Step
+from pgengine.errors import EnvironmentFailure, SpecError
+from pgengine.spaces import BoxSpace, read_space
+from pgengine.spec import GymnasiumSpec
+
+__all__ = ["GymnasiumEpisodes"]
+
+# ids whose episodes never terminate, so that the limit fixes their length (read off their step functions)
+NEVER_TERMINATES = frozenset({"Pendulum-v1"})
+
+
+class GymnasiumEpisodes:
+    """A registered environment, one instance for each live episode; instances are made once and used again."""
+
+    def __init__(self, spec: GymnasiumSpec) -> None:
+        """Makes the first instance and reads it.
+
+        Raises:
+            SpecError: if the id is unknown, an argument is refused, there is no episode limit, or a space is not
+                supported.
+        """
+        self.spec = spec
+        self._registered = _registered(spec)
+        self._pool: list[Any] = [self._make()]
+        self.facts = self._describe(self._pool[0])
+        box = self.facts.observation_space
+        self._observation_shape = tuple(box.shape) if isinstance(box, BoxSpace) else ()
+        self._observation_dtype = np.float32 if isinstance(box, BoxSpace) else np.int64
+        self._live: list[Any] = []
+        self._steps = 0
+
+    def _make(self) -> Any:
+        import gymnasium
+
+        try:
+            return gymnasium.make(
+                self._registered, max_episode_steps=-1, disable_env_checker=True, **self.spec.arguments
+            )
+        except Exception as error:
+            raise SpecError(
+                "/arguments" if self.spec.arguments else "/id",
+                "environment_not_made",
+                f"{self.spec.id} could not be made: {type(error).__name__}: {str(error)[:300]}",
+            ) from error
+
+    def _describe(self, environment: Any) -> EnvironmentFacts:
+        limit = self.spec.max_episode_steps or self._own_limit
+        if limit is None:
+            raise SpecError(
+                "/max_episode_steps",
+                "episode_limit_missing",
+                f"{self.spec.id} has no episode limit of its own; give max_episode_steps, it is part of the objective",
+            )
+        return EnvironmentFacts(
+            observation_space=read_space(environment.observation_space, "observation"),
+            action_space=read_space(environment.action_space, "action"),
+            max_episode_steps=limit,
+            limit_from="id" if self.spec.max_episode_steps is None else "declared",
+            episode_length="fixed" if self.spec.id in NEVER_TERMINATES else "varying",
+            reward_threshold=self._registered.reward_threshold,
+        )
+
+    @property
+    def _own_limit(self) -> int | None:
+        limit = self._registered.max_episode_steps
+        return None if limit is None else int(limit)
+
+    @property
+    def takes_noise(self) -> bool:
+        """Each instance has a generator of its own, seeded at the beginning of each episode."""
+        return False
+
+    def begin(self, noise: UInt64[np.ndarray, "K"]) -> Shaped[np.ndarray, "K ..."]:
+        """Resets one instance for each seed."""
+        while len(self._pool) < len(noise):
+            self._pool.append(self._make())
+        self._live = self._pool[: len(noise)]
+        self._steps = 0
+        observations = self._room()
+        try:
+            for lane, (environment, word) in enumerate(zip(self._live, noise.tolist(), strict=True)):
+                observations[lane] = environment.reset(seed=word >> 1)[0]
+        except Exception as error:
+            raise self._failure("reset", error) from error
+        return observations
+
+    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N"] | None) -> Step:
+        """Steps the instances one after the other."""
+        N = len(self._live)
+        observations = self._room()
+        rewards = np.empty(N)
+        terminated = np.zeros(N, dtype=bool)
+        truncated = np.zeros(N, dtype=bool)
+        # numpy integers, not Python ones: Discrete.contains takes a slower path for the latter
+        each = list(actions)
+        try:
+            for lane in range(N):
+                observations[lane], rewards[lane], terminated[lane], truncated[lane], _ = self._live[lane].step(
+                    each[lane]
+                )
+        except Exception as error:
+            raise self._failure("step", error) from error
+        if not np.isfinite(rewards).all():
+            raise EnvironmentFailure(f"{self.spec.id} gave a reward that is not finite in step {self._steps}")
+        self._steps += 1
+        if self._steps >= self.facts.max_episode_steps:
+            truncated[:] = True
+        return Step(observations, rewards, terminated, truncated & ~terminated)
+
+    def _room(self) -> np.ndarray:
+        return np.empty((len(self._live), *self._observation_shape), dtype=self._observation_dtype)
+
+    def _failure(self, verb: str, error: Exception) -> EnvironmentFailure:
+        return EnvironmentFailure(
+            f"{self.spec.id} raised {type(error).__name__} in {verb} at step {self._steps}: {str(error)[:300]}"
+        )
+
+    def keep(self, mask: Bool[np.ndarray, "N"]) -> None:
+        """Goes on with the lanes of the mask."""
+        self._live = [environment for environment, kept in zip(self._live, mask.tolist(), strict=True) if kept]
+
+    def close(self) -> None:
+        """Closes all instances."""
+        for environment in self._pool:
+            environment.close()
+        self._pool, self._live = [], []
+
+
+def _registered(spec: GymnasiumSpec) -> Any:
+    import gymnasium
+
+    if ":" in spec.id:  # Gymnasium would import the module before the colon
+        raise SpecError("/id", "unknown_environment", "expected the id of a registered environment, without a colon")
+    try:
+        registered = copy.deepcopy(gymnasium.spec(spec.id))
+    except gymnasium.error.Error as error:
+        raise SpecError("/id", "unknown_environment", f"no environment has the id {spec.id!r}: {error}") from error
+    registered.order_enforce = False
+    _check_arguments(registered, spec)
+    return registered
+
+
+def _check_arguments(registered: Any, spec: GymnasiumSpec) -> None:
+    from gymnasium.envs.registration import load_env_creator
+
+    if not spec.arguments:
+        return
+    creator = registered.entry_point if callable(registered.entry_point) else load_env_creator(registered.entry_point)
+    parameters = inspect.signature(creator).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in spec.arguments:
+        if name not in parameters:
+            known = ", ".join(sorted(parameters)) or "none"
+            raise SpecError(f"/arguments/{name}", "unknown_argument", f"{spec.id} takes {known}")

@@ -1,0 +1,124 @@
+"""How good a policy is, on fresh episodes.
+
+The figure is the mean return of the stochastic policy, with a confidence interval; the mode is a second number.
+Episodes that selected a policy are never those that report it.
+"""
+
+import math
+from statistics import NormalDist
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pgengine.environments import EpisodeEnvironment, open_environment
+from pgengine.noise import Domain, Noise
+from pgengine.policies import Policy
+from pgengine.rollout import rollout
+from pgengine.spec import EnvironmentSpec, Spec
+
+__all__ = ["CONFIDENCE", "Evaluation", "evaluate", "evaluate_in", "student_quantile"]
+
+CONFIDENCE = 0.95
+WAVE = 1024  # episodes played side by side
+
+
+class Evaluation(Spec):
+    """Mean return of a policy over fresh episodes."""
+
+    mean_return: float
+    """Mean undiscounted return of the stochastic policy."""
+    confidence_interval: Annotated[list[float], Field(min_length=2, max_length=2)]
+    """Two-sided 95% interval of the mean (Student's t)."""
+    episodes: int
+    """Fresh episodes played."""
+    mean_length: float
+    """Mean number of environment steps."""
+    deterministic_mean_return: float | None
+    """Mean return of the mode over other fresh episodes; null where it was not asked for."""
+
+
+def evaluate(
+    policy: Policy, environment: EnvironmentSpec, *, episodes: int = 100, seed: int = 0, deterministic_too: bool = True
+) -> Evaluation:
+    """Plays fresh episodes and takes their mean return.
+
+    Args:
+        policy: What acts.
+        environment: Where.
+        episodes: How many, at least 2.
+        seed: Of the run whose policy this is, or any other; training and evaluation never share a random number.
+        deterministic_too: Whether the mode is evaluated as well, which doubles the time.
+
+    Raises:
+        SpecError: if the environment cannot be made or the policy does not fit it.
+        EnvironmentFailure: if it raised in the middle.
+    """
+    opened = open_environment(environment)
+    try:
+        policy.fits(opened.facts)
+        return evaluate_in(
+            opened, policy, episodes=episodes, seed=seed, domain="evaluation", deterministic_too=deterministic_too
+        )
+    finally:
+        opened.close()
+
+
+def evaluate_in(
+    environment: EpisodeEnvironment,
+    policy: Policy,
+    *,
+    episodes: int,
+    seed: int,
+    domain: Literal["selection", "evaluation"],
+    deterministic_too: bool,
+) -> Evaluation:
+    """The same in an environment that is open already, at an address of one's own."""
+    returns, lengths = _play(environment, policy, seed, domain, episodes, deterministic=False)
+    mode: float | None = None
+    if deterministic_too:
+        mode = float(_play(environment, policy, seed, "mode", episodes, deterministic=True)[0].mean())
+    return Evaluation(
+        mean_return=float(returns.mean()),
+        confidence_interval=list(_interval(returns)),
+        episodes=episodes,
+        mean_length=float(lengths.mean()),
+        deterministic_mean_return=mode,
+    )
+
+
+def _play(
+    environment: EpisodeEnvironment, policy: Policy, seed: int, domain: Domain, episodes: int, *, deterministic: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    noise = Noise(seed, domain, policy.updates)
+    returns, lengths = [], []
+    for first in range(0, episodes, WAVE):
+        count = min(WAVE, episodes - first)
+        batch = rollout(policy, environment, noise, count, first=first, deterministic=deterministic)
+        returns.append(batch.returns)
+        lengths.append(batch.lengths)
+    return np.concatenate(returns), np.concatenate(lengths)
+
+
+def _interval(returns: np.ndarray) -> tuple[float, float]:
+    n = len(returns)
+    mean = float(returns.mean())
+    half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * float(returns.std(ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def student_quantile(p: float, degrees: int) -> float:
+    """Quantile of Student's t, to 1e-3 from 4 degrees of freedom on.
+
+    Exact for one and two degrees; otherwise the Cornish-Fisher expansion in 1/degrees (Abramowitz and Stegun 26.7.5).
+    """
+    if degrees == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if degrees == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    z = NormalDist().inv_cdf(p)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4

@@ -1,0 +1,5 @@
+"""Policies: pure functions of (parameters, observation) that act in numpy and train in torch."""
+
+from pgengine.policies.policy import Acted, Policy, create_policy, load
+
+__all__ = ["Acted", "Policy", "create_policy", "load"]

@@ -1,0 +1,188 @@
+"""What observations and actions look like: as data, as JSON Schema, and as arrays.
+
+Discrete is an integer, Box is a nested list. Other spaces are refused when the environment is described.
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pgengine.errors import ObservationError, SpecError
+from pgengine.spec import Spec
+
+__all__ = [
+    "BoxSpace",
+    "DiscreteSpace",
+    "SpaceSpec",
+    "action_schema",
+    "box_bounds",
+    "observation_schema",
+    "parse_observations",
+    "read_space",
+]
+
+MAX_OBSERVATION_SIZE = 65_536
+
+
+class DiscreteSpace(Spec):
+    """The integers start, start + 1, …, start + n - 1."""
+
+    kind: Literal["discrete"] = "discrete"
+    """Which kind of space this is."""
+    n: Annotated[int, Field(ge=1)]
+    """How many values there are."""
+    start: int = 0
+    """Smallest value."""
+
+
+class BoxSpace(Spec):
+    """Arrays of numbers of one shape."""
+
+    kind: Literal["box"] = "box"
+    """Which kind of space this is."""
+    shape: list[Annotated[int, Field(ge=1)]]
+    """Lengths of the axes; [] is a single number."""
+    low: list[float | None]
+    """Lower bounds, flat, or one for all; null is unbounded."""
+    high: list[float | None]
+    """Upper bounds, flat, or one for all; null is unbounded."""
+    dtype: str
+    """Number type of the environment's arrays."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in one array."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+SpaceSpec = Annotated[DiscreteSpace | BoxSpace, Field(discriminator="kind")]
+
+
+def read_space(space: Any, what: str) -> DiscreteSpace | BoxSpace:
+    """A Gymnasium space as data.
+
+    Args:
+        space: A `gymnasium.Space`.
+        what: "observation" or "action", for the message.
+
+    Raises:
+        SpecError: if the space is of a kind that is not supported.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return DiscreteSpace(n=int(space.n), start=int(space.start))
+    if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "fiu":
+        box = BoxSpace(
+            shape=list(space.shape), low=_bounds(space.low), high=_bounds(space.high), dtype=space.dtype.name
+        )
+        if box.size <= MAX_OBSERVATION_SIZE:
+            return box
+        raise SpecError(
+            "/id", "unsupported_space", f"the {what} space has {box.size} numbers; at most {MAX_OBSERVATION_SIZE}"
+        )
+    raise SpecError(
+        "/id",
+        "unsupported_space",
+        f"the {what} space is {type(space).__name__}; supported are Discrete and Box",
+    )
+
+
+def _bounds(values: np.ndarray) -> list[float | None]:
+    flat: list[float | None] = [float(v) if np.isfinite(v) else None for v in values.ravel()]
+    return flat[:1] if len(set(flat)) == 1 else flat
+
+
+def box_bounds(space: BoxSpace) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds of a box as flat float64 arrays, infinite where there is none."""
+    low = np.array([-np.inf if v is None else v for v in space.low], dtype=np.float64)
+    high = np.array([np.inf if v is None else v for v in space.high], dtype=np.float64)
+    return np.broadcast_to(low, (space.size,)), np.broadcast_to(high, (space.size,))
+
+
+# --- JSON Schema ------------------------------------------------------------------------------------------------------
+
+
+def observation_schema(space: DiscreteSpace | BoxSpace) -> dict[str, Any]:
+    """JSON Schema of one observation. Bounds are left out: a policy reads numbers outside of them, too."""
+    return _schema(space, bounds=False)
+
+
+def action_schema(space: DiscreteSpace | BoxSpace) -> dict[str, Any]:
+    """JSON Schema of one action."""
+    return _schema(space, bounds=True)
+
+
+def _schema(space: DiscreteSpace | BoxSpace, *, bounds: bool) -> dict[str, Any]:
+    if isinstance(space, DiscreteSpace):
+        return {"type": "integer", "minimum": space.start, "maximum": space.start + space.n - 1}
+    number: dict[str, Any] = {"type": "number"}
+    if bounds and len(space.low) == 1 and space.low[0] is not None:
+        number["minimum"] = space.low[0]
+    if bounds and len(space.high) == 1 and space.high[0] is not None:
+        number["maximum"] = space.high[0]
+    for length in reversed(space.shape):
+        number = {"type": "array", "items": number, "minItems": length, "maxItems": length}
+    return number
+
+
+# --- JSON to arrays ---------------------------------------------------------------------------------------------------
+
+
+def parse_observations(space: DiscreteSpace | BoxSpace, values: list[Any]) -> np.ndarray:
+    """A list of observations, as JSON gives them, as one array.
+
+    Args:
+        space: What each observation must look like.
+        values: N observations.
+
+    Returns:
+        int64 [N] for a discrete space, float32 [N, *shape] for a box.
+
+    Raises:
+        ObservationError: with a pointer from the root of the list.
+    """
+    if isinstance(space, DiscreteSpace):
+        last = space.start + space.n - 1
+        for row, value in enumerate(values):
+            if type(value) is not int or not space.start <= value <= last:
+                raise ObservationError(
+                    f"/{row}", "observation_kind", f"expected an integer from {space.start} to {last}"
+                )
+        return np.array(values, dtype=np.int64)
+    shape = tuple(space.shape)
+    for row, value in enumerate(values):
+        _check_numbers(value, shape, f"/{row}", shape)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=np.float32)
+        finite = np.isfinite(array)
+    except OverflowError:  # an integer beyond float64
+        finite = np.zeros((len(values),), dtype=bool)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))[0])
+        raise ObservationError(f"/{row}", "observation_not_finite", "expected numbers that fit into 32-bit floats")
+    return array
+
+
+_NUMBERS = ({int}, {float}, {int, float})
+
+
+def _check_numbers(value: Any, shape: tuple[int, ...], pointer: str, whole: tuple[int, ...]) -> None:
+    if not shape:
+        if type(value) not in (int, float):
+            raise ObservationError(pointer, "observation_kind", "expected a number")
+        return
+    if type(value) is not list or len(value) != shape[0]:
+        found = f"{len(value)} long" if type(value) is list else "no list"
+        raise ObservationError(
+            pointer, "observation_shape", f"expected shape {list(whole)}: a list of {shape[0]} here, it is {found}"
+        )
+    if len(shape) == 1:
+        if set(map(type, value)) not in _NUMBERS:
+            wrong = next(i for i, v in enumerate(value) if type(v) not in (int, float))
+            raise ObservationError(f"{pointer}/{wrong}", "observation_kind", "expected a number")
+        return
+    for index, part in enumerate(value):
+        _check_numbers(part, shape[1:], f"{pointer}/{index}", whole)

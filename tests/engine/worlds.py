@@ -1,0 +1,53 @@
+"""Small finite MDPs with known answers, and policies on them."""
+
+import numpy as np
+
+import pgengine
+from pgengine.spec import AlgorithmSpec, GymnasiumSpec, LinearPolicySpec, TabularSpec, TrainingSpec
+
+
+def random_mdp(seed: int, *, S: int = 3, A: int = 2, horizon: int = 3, terminal: bool = True) -> TabularSpec:
+    """Random transitions and rewards r(s, a, s'); if `terminal`, the last state ends an episode."""
+    generator = np.random.default_rng(seed)
+    transitions = np.round(generator.dirichlet(np.ones(S), size=(S, A)), 3)
+    transitions[..., -1] = 1.0 - transitions[..., :-1].sum(axis=-1)
+    transitions = np.clip(transitions, 0.0, 1.0)
+    initial = np.zeros(S)
+    initial[:2] = 0.6, 0.4
+    return TabularSpec(
+        transitions=transitions.tolist(),
+        transition_rewards=generator.normal(size=(S, A, S)).tolist(),
+        initial=initial.tolist(),
+        terminal=[S - 1] if terminal else [],
+        horizon=horizon,
+    )
+
+
+def table_policy(spec: TabularSpec, seed: int = 0) -> pgengine.Policy:
+    """A softmax table with random scores, so that no action is symmetric to another."""
+    S, A = len(spec.transitions), len(spec.transitions[0])
+    theta = np.random.default_rng(seed).normal(size=(S, A)).tolist()
+    policy = LinearPolicySpec(initial_parameters={"theta": theta})
+    return pgengine.create_policy(policy, spec, pgengine.describe(spec), seed=0)
+
+
+def algorithm(spec: TabularSpec, **settings: object) -> AlgorithmSpec:
+    """A resolved algorithm."""
+    facts = pgengine.describe(spec)
+    return pgengine.resolve(TrainingSpec(environment=spec, algorithm=settings), facts).algorithm  # type: ignore[arg-type]
+
+
+def bandit(*means: float) -> TabularSpec:
+    """One step, one state that matters; each action has a reward of its own."""
+    A = len(means)
+    return TabularSpec(
+        transitions=[[[0.0, 1.0]] * A, [[0.0, 1.0]] * A],
+        rewards=[list(means), [0.0] * A],
+        initial=[1.0, 0.0],
+        terminal=[1],
+        horizon=1,
+    )
+
+
+CARTPOLE = GymnasiumSpec(id="CartPole-v1")
+PENDULUM = GymnasiumSpec(id="Pendulum-v1")
