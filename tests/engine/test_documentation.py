@@ -1,0 +1,59 @@
+"""What the engine makes public is documented."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import get_args
+
+import pgengine
+from pgengine import labels
+from pgengine.spec import StopSpec, TrainingSpec
+from tests.engine.worlds import bandit
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def table_names(page: str) -> list[str]:
+    return re.findall(r"^\| `([a-z_]+)` \|", (DOCS / "engine" / page).read_text(), flags=re.MULTILINE)
+
+
+def test_every_public_name_has_a_docstring_and_the_list_is_sorted() -> None:
+    names = pgengine.__all__
+    assert names == sorted(names)
+    assert set(names) == set(pgengine._HOME)
+    for name in names:
+        assert inspect.getdoc(getattr(pgengine, name)), name
+
+
+def test_every_public_function_names_its_arguments_and_errors() -> None:
+    for name in ("train", "evaluate", "create_policy", "describe", "resolve", "label"):
+        function = getattr(pgengine, name)
+        text = inspect.getdoc(function)
+        assert text is not None
+        for parameter in inspect.signature(function).parameters:
+            if name != "describe":
+                assert f"{parameter}: " in text, f"{name}: {parameter}"
+
+
+def test_every_metric_is_documented() -> None:
+    (update,) = pgengine.train(TrainingSpec(environment=bandit(0.0, 1.0), stop=StopSpec(updates=1)))
+    assert sorted(update.metrics) == sorted(table_names("metrics.md"))
+
+
+def test_every_reason_of_a_label_is_documented() -> None:
+    kinds = [
+        name for name in table_names("labels.md") if name in get_args(labels.Label.model_fields["kind"].annotation)
+    ]
+    assert kinds == list(get_args(labels.Label.model_fields["kind"].annotation))
+    assert set(get_args(labels.ReasonCode)) == set(table_names("labels.md")) - set(kinds)
+
+
+def test_every_field_of_a_setting_has_a_docstring() -> None:
+    from pgengine import spec
+
+    for name in spec.__all__:
+        model = getattr(spec, name)
+        if inspect.isclass(model):
+            assert inspect.getdoc(model), name
+            for field, info in model.model_fields.items():
+                assert info.description, f"{name}.{field}"
