@@ -19,7 +19,7 @@ from pgengine.errors import SpecError
 from pgengine.spaces import BoxSpace, DiscreteSpace, box_bounds
 from pgengine.spec import GaussianSpec, SoftmaxSpec
 
-__all__ = ["Array", "DiagonalGaussian", "Distribution", "Softmax", "open_distribution"]
+__all__ = ["Array", "DiagonalGaussian", "Distribution", "Softmax", "namespace", "open_distribution"]
 
 Array = Any
 """A numpy array or a torch tensor; jaxtyping tells the shapes apart, nothing here tells the libraries apart."""
@@ -64,6 +64,12 @@ class Distribution(Protocol):
         ...
 
 
+def namespace(array: Array) -> Any:
+    """The library of an array, under the names that numpy and torch share."""
+    # the general answer takes longer than an operation on one row, and nearly all arrays are numpy's
+    return np if type(array) is np.ndarray else array_namespace(array)
+
+
 def open_distribution(
     spec: SoftmaxSpec | GaussianSpec, space: DiscreteSpace | BoxSpace
 ) -> "Softmax | DiagonalGaussian":
@@ -99,7 +105,7 @@ class Softmax:
 
     def log_probabilities(self, outputs: Array) -> Array:
         """Log-probabilities [N, A] of all actions from the scores [N, A]."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
         return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
@@ -110,8 +116,8 @@ class Softmax:
         gives an action that does not exist.
         """
         shifted = (outputs - outputs.max(axis=-1, keepdims=True)).astype(np.float64)
-        cdf = np.cumsum(np.exp(shifted), axis=-1)
-        indices: np.ndarray = np.count_nonzero(cdf[:, :-1] <= noise[:, None] * cdf[:, -1:], axis=-1)
+        cdf = np.exp(shifted).cumsum(axis=-1)
+        indices: np.ndarray = (cdf[:, :-1] <= noise[:, None] * cdf[:, -1:]).sum(axis=-1)
         return indices
 
     def mode(self, outputs: np.ndarray) -> np.ndarray:
@@ -125,12 +131,12 @@ class Softmax:
 
     def log_prob(self, parameters: dict[str, Array], outputs: Array, sample: Array) -> Array:
         """Log-probabilities [N] of the actions taken."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         return xp.take_along_axis(self.log_probabilities(outputs), sample[:, None], axis=-1)[:, 0]
 
     def entropy(self, parameters: dict[str, Array], outputs: Array) -> Array:
         """Entropy [N]; an action of probability zero adds nothing."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         log_p = self.log_probabilities(outputs)
         p = xp.exp(log_p)
         return -xp.sum(xp.where(p > 0, p * log_p, xp.zeros_like(p)), axis=-1)
@@ -169,7 +175,7 @@ class DiagonalGaussian:
         """Logarithm [D] of the standard deviation, in the library of `like`."""
         if self._learned:
             return parameters["log_sigma"]
-        return array_namespace(like).asarray(self._log_sigma, dtype=like.dtype)
+        return namespace(like).asarray(self._log_sigma, dtype=like.dtype)
 
     def sample(self, parameters: dict[str, Array], outputs: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """The mean plus sigma times the noise, [N, D]; not finite once the policy has diverged."""
@@ -192,13 +198,13 @@ class DiagonalGaussian:
 
     def log_prob(self, parameters: dict[str, Array], outputs: Array, sample: Array) -> Array:
         """Log-density [N] of the raw samples, summed over the dimensions of the action."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         log_sigma = self.log_sigma(parameters, outputs)
         z = (sample - outputs) / xp.exp(log_sigma)
         return -xp.sum(0.5 * z * z + log_sigma + 0.5 * math.log(2 * math.pi), axis=-1)
 
     def entropy(self, parameters: dict[str, Array], outputs: Array) -> Array:
         """Entropy [N] of the raw sample; the same for every observation."""
-        xp = array_namespace(outputs)
+        xp = namespace(outputs)
         one = xp.sum(self.log_sigma(parameters, outputs) + 0.5 * math.log(2 * math.pi * math.e))
         return one + xp.zeros_like(outputs[:, 0])

@@ -73,6 +73,12 @@ class GymnasiumSpec(Spec):
     """Episode limit in environment steps; null takes the id's own. It is part of the objective."""
 
 
+# one fault is enough to refuse a table; listing millions of them would take minutes and gigabytes
+Numbers = Annotated[list[float], Field(fail_fast=True)]
+Table = Annotated[list[Numbers], Field(fail_fast=True)]
+Tables = Annotated[list[Table], Field(fail_fast=True)]
+
+
 class TabularSpec(Spec):
     """A finite Markov decision process given as arrays, S states and A actions.
 
@@ -84,24 +90,24 @@ class TabularSpec(Spec):
     transitions: Annotated[
         list[
             Annotated[
-                list[Annotated[list[Probability], Field(min_length=1, max_length=4096)]],
-                Field(min_length=1, max_length=256),
+                list[Annotated[list[Probability], Field(min_length=1, max_length=4096, fail_fast=True)]],
+                Field(min_length=1, max_length=256, fail_fast=True),
             ]
         ],
-        Field(min_length=1, max_length=4096),
+        Field(min_length=1, max_length=4096, fail_fast=True),
     ]
     """[S][A][S]: probability of the next state; each row sums to 1. Rows of terminal states are not used."""
-    rewards: list[list[float]] | None = None
+    rewards: Table | None = None
     """[S][A]: reward of an action in a state. Give this or `transition_rewards`."""
-    transition_rewards: list[list[list[float]]] | None = None
+    transition_rewards: Tables | None = None
     """[S][A][S]: reward of a transition. Give this or `rewards`."""
-    initial: list[Probability]
+    initial: Annotated[list[Probability], Field(fail_fast=True)]
     """[S]: probability that an episode begins in the state; sums to 1."""
-    terminal: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    terminal: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)] = Field(default_factory=list)
     """Indices of the states in which an episode ends."""
     horizon: EpisodeLimit
     """Episode limit in environment steps, part of the objective."""
-    features: list[list[list[float]]] | None = None
+    features: Tables | None = None
     """[S][A][J]: features x(s, a) of a linear policy; absent means one feature for each pair."""
 
 

@@ -8,9 +8,8 @@ import math
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from pgengine.distributions import Array
+from pgengine.distributions import Array, namespace
 from pgengine.errors import SpecError
 from pgengine.noise import Noise
 from pgengine.spaces import BoxSpace, DiscreteSpace
@@ -133,7 +132,7 @@ class Table:
 
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Rows of the table, [N, width]."""
-        return array_namespace(parameters["theta"]).take(parameters["theta"], encoded, axis=0)
+        return namespace(parameters["theta"]).take(parameters["theta"], encoded, axis=0)
 
 
 class Linear:
@@ -192,7 +191,7 @@ class Mlp:
 
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Outputs of the last layer, [N, width]."""
-        xp = array_namespace(encoded)
+        xp = namespace(encoded)
         x = encoded
         last = len(self._sizes) - 2
         for layer in range(last + 1):

@@ -8,7 +8,6 @@ functions to torch tensors.
 """
 
 import json
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +153,7 @@ class Policy:
         Args:
             observations: As `parse` gives them.
             seed: Makes the draws repeatable; row i draws the same alone at position i and in any longer batch. None
-                draws from the operating system.
+                draws from a generator that the operating system has seeded.
             deterministic: The most probable action instead of a draw.
 
         Raises:
@@ -171,9 +170,12 @@ class Policy:
             samples = d.mode(outputs)
         else:
             samples = d.sample(self.parameters, outputs, _acting_noise(seed, len(observations), d.noise_width))
-        log_probs = d.log_prob(self.parameters, outputs, samples)
         if isinstance(d, Softmax):
-            return Acted(d.action(samples), samples, log_probs, np.exp(d.log_probabilities(outputs)), None, None)
+            # one table gives both: at one row, operations cost more than numbers
+            table = d.log_probabilities(outputs)
+            log_probs = table[np.arange(len(table)), samples]
+            return Acted(d.action(samples), samples, log_probs, np.exp(table), None, None)
+        log_probs = d.log_prob(self.parameters, outputs, samples)
         sigma = np.exp(d.log_sigma(self.parameters, outputs))
         return Acted(d.action(samples), samples, log_probs, None, outputs, sigma)
 
@@ -219,8 +221,14 @@ class Policy:
                 )
 
 
+_fresh = np.random.default_rng()
+"""Seeded by the operating system, for draws that nobody wants to repeat; an address for each would take longer."""
+
+
 def _acting_noise(seed: int | None, N: int, width: int | None) -> np.ndarray:
-    noise = Noise(secrets.randbits(53) if seed is None else seed, "acting", 0)
+    if seed is None:
+        return _fresh.random(N) if width is None else _fresh.standard_normal((N, width))
+    noise = Noise(seed, "acting", 0)
     if width is None:
         return noise.uniform("action", 0, N)[:, 0]
     return noise.normal("action", 0, N, width)[:, 0]
