@@ -1,0 +1,1 @@
+"""What policies were after so many updates."""

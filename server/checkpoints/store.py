@@ -1,0 +1,204 @@
+"""All there is to know about checkpoints: which there are, their bytes, and which is the latest and the best.
+
+A checkpoint never changes its parameters: where a repeated update gives other bytes, it is another checkpoint with
+another id, so an id may be cached for ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from sqlalchemy import JSON, ColumnElement, Select, func, select, type_coerce, update
+from sqlalchemy import delete as delete_from
+from sqlalchemy.orm import Session, aliased
+
+from server.database import now
+from server.errors import NotFound
+from server.ids import new_id
+from server.pages import PageQuery, Slice, fetch
+from server.tables import Checkpoint, CheckpointContent, Policy
+
+__all__ = ["Checkpoint", "Heads", "best", "content", "get", "heads", "latest", "list_", "put", "state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What `latest` and `best` mean for a policy at one moment.
+
+    Attributes:
+        latest: Id of its newest checkpoint.
+        latest_updates: Updates that the policy had had there.
+        best: Id of the checkpoint with the highest evaluation; None if none was evaluated.
+    """
+
+    latest: str
+    latest_updates: int
+    best: str | None
+
+
+def put(
+    session: Session,
+    policy_id: str,
+    updates: int,
+    policy_bytes: bytes,
+    *,
+    job_id: str | None = None,
+    state_bytes: bytes | None = None,
+    evaluation: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Keep a policy as it is after so many updates. Repeating it keeps one checkpoint.
+
+    Args:
+        session: A writing transaction.
+        policy_id: Whose checkpoint it is.
+        updates: Updates that the policy has had.
+        policy_bytes: The policy, as `pgengine.load` reads it.
+        job_id: The job that has made it.
+        state_bytes: What the job resumes from; that of the checkpoint before is not needed any more and dropped.
+        evaluation: A fresh evaluation of this very policy.
+    """
+    digest = sha256(policy_bytes).hexdigest()
+    row = session.scalar(_of(policy_id).where(Checkpoint.updates == updates).with_for_update())
+    if row is not None and row.sha256 != digest:
+        session.execute(delete_from(Checkpoint).where(Checkpoint.id == row.id))
+        session.expunge(row)
+        row = None
+    if row is None:
+        row = _insert(session, policy_id, updates, policy_bytes, digest)
+    row.job_id = row.job_id or job_id
+    row.evaluation = evaluation if evaluation is not None else row.evaluation
+    session.flush()
+    if state_bytes is not None:
+        _keep_state(session, row, state_bytes)
+    # the policy's own count is what lists show; kept here because only a checkpoint moves it
+    session.execute(update(Policy).where(Policy.id == policy_id, Policy.updates < updates).values(updates=updates))
+    return row
+
+
+def get(session: Session, checkpoint_id: str) -> Checkpoint:
+    """The checkpoint, without its bytes.
+
+    Raises:
+        NotFound: if there is none with this id.
+    """
+    row = session.get(Checkpoint, checkpoint_id)
+    if row is None:
+        raise NotFound("There is no checkpoint with this id.")
+    return row
+
+
+def latest(session: Session, policy_id: str) -> Checkpoint:
+    """The newest checkpoint of a policy; each has one from its creation on.
+
+    Raises:
+        NotFound: if there is no such policy.
+    """
+    row = session.scalar(_of(policy_id).order_by(Checkpoint.updates.desc()).limit(1))
+    if row is None:
+        raise NotFound("There is no policy with this id.")
+    return row
+
+
+def best(session: Session, policy_id: str) -> Checkpoint | None:
+    """The checkpoint with the highest fresh evaluation, of equals the newest; None if none was evaluated."""
+    return session.scalar(
+        _of(policy_id)
+        .where(_mean_return(Checkpoint).is_not(None))
+        .order_by(_mean_return(Checkpoint).desc(), Checkpoint.updates.desc())
+        .limit(1)
+    )
+
+
+def heads(session: Session, policy_ids: Sequence[str]) -> dict[str, Heads]:
+    """What `latest` and `best` mean for each of these policies, in one query; unknown ones are missing."""
+    newest, highest = aliased(Checkpoint), aliased(Checkpoint)
+    latest_id = (
+        select(newest.id)
+        .where(newest.policy_id == Policy.id, newest.replica == 0)
+        .order_by(newest.updates.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    best_id = (
+        select(highest.id)
+        .where(highest.policy_id == Policy.id, highest.replica == 0, _mean_return(highest).is_not(None))
+        .order_by(_mean_return(highest).desc(), highest.updates.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = session.execute(
+        select(Policy.id, Checkpoint.id, Checkpoint.updates, best_id)
+        .join(Checkpoint, Checkpoint.id == latest_id)
+        .where(Policy.id.in_(policy_ids))
+    )
+    return {policy_id: Heads(newest_id, updates, found) for policy_id, newest_id, updates, found in rows}
+
+
+def list_(
+    session: Session, query: PageQuery, *, policy_id: str | None = None, job_id: str | None = None
+) -> Slice[Checkpoint]:
+    """One page of the checkpoints of a policy, or of those that a job has made."""
+    statement = select(Checkpoint)
+    if policy_id is not None:
+        statement = statement.where(Checkpoint.policy_id == policy_id)
+    if job_id is not None:
+        statement = statement.where(Checkpoint.job_id == job_id)
+    return fetch(session, statement, Checkpoint.id, "ckpt", query)
+
+
+def content(session: Session, checkpoint_id: str) -> bytes:
+    """The policy's bytes.
+
+    Raises:
+        NotFound: if there is no checkpoint with this id.
+    """
+    found = session.scalar(
+        select(CheckpointContent.policy_bytes).where(CheckpointContent.checkpoint_id == checkpoint_id)
+    )
+    if found is None:
+        raise NotFound("There is no checkpoint with this id.")
+    return found
+
+
+def state(session: Session, checkpoint_id: str) -> bytes | None:
+    """What a job resumes from, if it is still kept."""
+    return session.scalar(select(CheckpointContent.state_bytes).where(CheckpointContent.checkpoint_id == checkpoint_id))
+
+
+def _of(policy_id: str) -> Select[Checkpoint]:
+    return select(Checkpoint).where(Checkpoint.policy_id == policy_id, Checkpoint.replica == 0)
+
+
+def _mean_return(entity: type[Checkpoint]) -> ColumnElement[float]:
+    mean_return: ColumnElement[float] = type_coerce(entity.evaluation, JSON)["mean_return"].as_float()
+    return mean_return
+
+
+def _insert(session: Session, policy_id: str, updates: int, policy_bytes: bytes, digest: str) -> Checkpoint:
+    row = Checkpoint(
+        id=new_id("ckpt"), policy_id=policy_id, updates=updates, size=len(policy_bytes), sha256=digest, created_at=now()
+    )
+    session.add(row)
+    session.flush()
+    session.refresh(row)
+    session.add(CheckpointContent(checkpoint_id=row.id, policy_bytes=policy_bytes))
+    session.flush()
+    return row
+
+
+def _keep_state(session: Session, row: Checkpoint, state_bytes: bytes) -> None:
+    kept = {"state_bytes": state_bytes, "state_sha256": sha256(state_bytes).hexdigest()}
+    session.execute(update(CheckpointContent).where(CheckpointContent.checkpoint_id == row.id).values(kept))
+    before = (
+        select(func.max(Checkpoint.updates))
+        .where(Checkpoint.policy_id == row.policy_id, Checkpoint.replica == 0, Checkpoint.updates < row.updates)
+        .scalar_subquery()
+    )
+    dropped = _of(row.policy_id).where(Checkpoint.updates == before).with_only_columns(Checkpoint.id)
+    session.execute(
+        update(CheckpointContent)
+        .where(CheckpointContent.checkpoint_id.in_(dropped))
+        .values(state_bytes=None, state_sha256=None),
+        execution_options={"synchronize_session": False},
+    )

@@ -1,0 +1,136 @@
+"""Bodies about environments."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Discriminator, RootModel, Tag
+from pydantic_core import PydanticCustomError
+
+from pgengine.spaces import SpaceSpec
+from pgengine.spec import EnvironmentSpec
+from server.ids import EnvironmentId
+from server.request import Answer
+
+__all__ = [
+    "BANDIT",
+    "CARTPOLE",
+    "Environment",
+    "EnvironmentBody",
+    "EnvironmentCreate",
+    "EnvironmentReference",
+    "EnvironmentSummary",
+    "EnvironmentType",
+    "id_or_inline",
+]
+
+CARTPOLE = {"kind": "gymnasium", "id": "CartPole-v1"}
+BANDIT = {
+    "kind": "tabular",
+    "transitions": [[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]],
+    "rewards": [[0.0, 1.0], [0.0, 0.0]],
+    "initial": [1.0, 0.0],
+    "terminal": [1],
+    "horizon": 1,
+}
+"""A bandit with two arms, as an example of a finite MDP."""
+
+
+def id_or_inline(value: Any) -> str | None:
+    """Tells an id from an object that describes a new one."""
+    if isinstance(value, str):
+        return "id"
+    return "inline" if isinstance(value, dict | BaseModel) else None
+
+
+def _without_module(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("id"), str) and ":" in value["id"]:
+        raise PydanticCustomError(
+            "module_in_id", "Expected an id without a colon: what stands before it would be imported.", {"field": "id"}
+        )
+    return value
+
+
+EnvironmentBody = Annotated[EnvironmentSpec, BeforeValidator(_without_module)]
+"""An environment described in a request."""
+
+
+class EnvironmentCreate(RootModel[EnvironmentBody]):
+    """An environment to create."""
+
+
+EnvironmentReference = Annotated[
+    Annotated[EnvironmentId, Tag("id")] | Annotated[EnvironmentBody, Tag("inline")],
+    Discriminator(
+        id_or_inline,
+        custom_error_type="id_or_object",
+        custom_error_message="Expected an id (env_…) or an object with a kind.",
+    ),
+]
+"""An environment that exists, by its id, or one described here; identical ones are one object."""
+
+
+class EnvironmentSummary(Answer):
+    """An environment in a list: without arrays."""
+
+    object: Literal["environment"] = "environment"
+    """Always `environment`."""
+    id: EnvironmentId
+    """Its id."""
+    kind: Literal["gymnasium", "tabular"]
+    """Which kind of environment it is."""
+    gymnasium_id: str | None
+    """The registered id, null for other kinds."""
+    max_episode_steps: int
+    """Episode limit in environment steps, part of the objective."""
+    created_at: datetime
+    """When it was created."""
+
+
+class Environment(Answer):
+    """What policies learn in."""
+
+    object: Literal["environment"] = "environment"
+    """Always `environment`."""
+    id: EnvironmentId
+    """Its id."""
+    spec: EnvironmentSpec
+    """What it was made from."""
+    observation_space: SpaceSpec
+    """What an observation looks like."""
+    action_space: SpaceSpec
+    """What an action looks like."""
+    observation_schema: dict[str, Any]
+    """JSON Schema of one observation."""
+    action_schema: dict[str, Any]
+    """JSON Schema of one action."""
+    max_episode_steps: int
+    """Episode limit in environment steps, part of the objective."""
+    limit_from: Literal["id", "declared", "horizon"]
+    """Who set the limit: the registered id, the request, or the horizon of a finite MDP."""
+    episode_length: Literal["fixed", "varying"]
+    """Whether all episodes are known to take the same number of steps."""
+    reward_threshold: float | None
+    """Mean return at which the registered id counts as solved; the default of `stop.target_return`."""
+    created_at: datetime
+    """When it was created."""
+
+
+class EnvironmentType(Answer):
+    """A kind of environment that may be used here."""
+
+    object: Literal["environment_type"] = "environment_type"
+    """Always `environment_type`."""
+    kind: Literal["gymnasium", "tabular"]
+    """The `kind` to send."""
+    id: str | None
+    """The registered `id` to send, null for other kinds."""
+    observation_space: SpaceSpec | None
+    """What an observation looks like; null where the request decides it."""
+    action_space: SpaceSpec | None
+    """What an action looks like; null where the request decides it."""
+    max_episode_steps: int | None
+    """Episode limit of the id; null where the request has to give one."""
+    reward_threshold: float | None
+    """Mean return at which the id counts as solved."""
+    arguments: dict[str, Any]
+    """JSON Schema: of `arguments` for a registered id, of the whole object for other kinds."""

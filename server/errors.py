@@ -1,0 +1,287 @@
+"""What the API raises, and how it is written.
+
+    ApiError
+    ├── Unauthorized            401  unauthorized
+    ├── Forbidden               403  forbidden
+    ├── HostNotAllowed          403  host_not_allowed
+    ├── OriginNotAllowed        403  origin_not_allowed
+    ├── NotFound                404  not_found
+    ├── MethodNotAllowed        405  method_not_allowed
+    ├── NotAcceptable           406  not_acceptable
+    ├── Conflict                409                        never worth repeating as it is: x-should-retry: false
+    │   ├── PolicyBusy               policy_busy
+    │   ├── InUse                    in_use
+    │   ├── NotTerminal              not_terminal
+    │   └── NotCancellable           not_cancellable
+    ├── PayloadTooLarge         413  payload_too_large
+    ├── UnsupportedMediaType    415  unsupported_media_type
+    ├── InvalidRequest          422  invalid_request
+    │   └── InvalidCursor            invalid_cursor
+    ├── IdempotencyKeyReused    422  idempotency_key_reused
+    ├── TooManyRequests         429  too_many_requests
+    ├── InternalError           500  internal
+    └── Unavailable             503  unavailable
+
+The leaves of this tree are the closed list of codes; docs/errors.md explains each one.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+__all__ = [
+    "PROBLEM_MEDIA_TYPE",
+    "ApiError",
+    "Conflict",
+    "FieldError",
+    "Forbidden",
+    "HostNotAllowed",
+    "IdempotencyKeyReused",
+    "InUse",
+    "InternalError",
+    "InvalidCursor",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "NotAcceptable",
+    "NotCancellable",
+    "NotFound",
+    "NotTerminal",
+    "OriginNotAllowed",
+    "PayloadTooLarge",
+    "PolicyBusy",
+    "TooManyRequests",
+    "Unauthorized",
+    "Unavailable",
+    "UnsupportedMediaType",
+    "error_types",
+    "problem",
+]
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field of a request.
+
+    Attributes:
+        pointer: JSON Pointer (RFC 6901) into the submitted body; of a request without one, into its query parameters.
+        code: Machine-readable code such as `greater_than_equal`.
+        message: What was expected, for people; never repeats the value that was sent.
+    """
+
+    pointer: str
+    code: str
+    message: str
+
+
+class ApiError(Exception):
+    """An answer that is not a success.
+
+    Attributes:
+        status: HTTP status.
+        code: Closed machine-readable code.
+        title: What the code means, the same for every occurrence.
+        message: What happened this time and what to do, for people; absent it is the title.
+        errors: The fields at fault, if there are any.
+        headers: Headers of the answer.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    default_headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.message = message or self.title
+        self.errors = tuple(errors)
+        self.headers = {**self.default_headers, **(headers or {})}
+        super().__init__(self.message)
+
+
+class Unauthorized(ApiError):
+    """No key was sent, or it is unknown or revoked."""
+
+    status = 401
+    code = "unauthorized"
+    title = "A valid API key is required."
+    default_headers = {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ApiError):
+    """The key is valid but lacks the scope that the route asks for."""
+
+    status = 403
+    code = "forbidden"
+    title = "The API key does not have the scope that this request needs."
+
+
+class HostNotAllowed(ApiError):
+    """The Host header names a host that this server does not answer for."""
+
+    status = 403
+    code = "host_not_allowed"
+    title = "This server does not answer for that host; PGENGINE_ALLOWED_HOSTS names those it answers for."
+
+
+class OriginNotAllowed(ApiError):
+    """The request comes from a web page of another origin."""
+
+    status = 403
+    code = "origin_not_allowed"
+    title = "Web pages of that origin may not use this server; PGENGINE_ALLOWED_ORIGINS names those that may."
+
+
+class NotFound(ApiError):
+    """There is no such route or object."""
+
+    status = 404
+    code = "not_found"
+    title = "There is nothing here."
+
+
+class MethodNotAllowed(ApiError):
+    """The route exists, with other methods; the Allow header names them."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "The method is not allowed here."
+
+
+class NotAcceptable(ApiError):
+    """None of the media types that the Accept header names can be given."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "None of the accepted media types can be given."
+
+
+class Conflict(ApiError):
+    """The state of the object does not allow it; repeating the same request does not help."""
+
+    status = 409
+    # client libraries repeat a 409 by themselves unless they are told
+    default_headers = {"x-should-retry": "false"}
+
+
+class PolicyBusy(Conflict):
+    """A training job of this policy has not ended; at most one may be at work."""
+
+    code = "policy_busy"
+    title = "Another training job of this policy has not ended."
+
+
+class InUse(Conflict):
+    """Other objects refer to this one, so it cannot be deleted."""
+
+    code = "in_use"
+    title = "Other objects refer to this one."
+
+
+class NotTerminal(Conflict):
+    """A job that has not ended cannot be deleted; cancel it first."""
+
+    code = "not_terminal"
+    title = "The job has not ended."
+
+
+class NotCancellable(Conflict):
+    """A job that has succeeded or failed cannot be cancelled any more."""
+
+    code = "not_cancellable"
+    title = "The job has already ended."
+
+
+class PayloadTooLarge(ApiError):
+    """The body is larger than PGENGINE_MAX_BODY_BYTES."""
+
+    status = 413
+    code = "payload_too_large"
+    title = "The body is too large."
+
+
+class UnsupportedMediaType(ApiError):
+    """The body has another media type than the route takes, `application/json` nearly everywhere."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "The body's media type is not supported."
+
+
+class InvalidRequest(ApiError):
+    """The body or a parameter is not what was expected; `errors` names each field."""
+
+    status = 422
+    code = "invalid_request"
+    title = "The request is not valid."
+
+
+class InvalidCursor(InvalidRequest):
+    """`after` is neither a `next_cursor` of this list nor the id of one of its objects."""
+
+    code = "invalid_cursor"
+    title = "`after` must be the next_cursor of a page of this list, or the id of an object in it."
+
+
+class IdempotencyKeyReused(ApiError):
+    """The Idempotency-Key was used before, with another body or for another route."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "The Idempotency-Key was already used for another request."
+    default_headers = {"x-should-retry": "false"}
+
+
+class TooManyRequests(ApiError):
+    """A bound on what runs at once, such as PGENGINE_MAX_STREAMS, is reached."""
+
+    status = 429
+    code = "too_many_requests"
+    title = "Too much at once; try again later."
+    default_headers = {"retry-after": "1"}
+
+
+class InternalError(ApiError):
+    """A mistake of the server; its log has the request_id and the traceback."""
+
+    status = 500
+    code = "internal"
+    title = "The server made a mistake."
+
+
+class Unavailable(ApiError):
+    """The database does not answer, has another revision, or the server is shutting down."""
+
+    status = 503
+    code = "unavailable"
+    title = "The server cannot answer now."
+    default_headers = {"retry-after": "1"}
+
+
+def error_types() -> Iterator[type[ApiError]]:
+    """Every class that has a code, from the top of the tree to the bottom."""
+    pending: list[type[ApiError]] = [ApiError]
+    while pending:
+        error_type = pending.pop(0)
+        if error_type.code:
+            yield error_type
+        pending[:0] = error_type.__subclasses__()
+
+
+def problem(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The body of an answer of type `application/problem+json` (RFC 9457)."""
+    return {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.message,
+        "code": error.code,
+        "errors": [{"pointer": e.pointer, "code": e.code, "message": e.message} for e in error.errors],
+        "request_id": request_id,
+    }

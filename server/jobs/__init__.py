@@ -1,0 +1,1 @@
+"""Training jobs: their states, their events and their metrics."""

@@ -1,0 +1,130 @@
+"""What is said of a job between those who write it down and those who compute it. Plain data: no SQL, no torch.
+
+A worker gets a `Claim`: everything that is needed to go on with the job, and the token that lets it write. It gives
+a `Report` of what has happened since the last one, again and again, and an `Outcome` at the end.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Claim", "Failure", "FailureCode", "Measured", "Outcome", "Progress", "Report", "Snapshot"]
+
+FailureCode = Literal["diverged", "environment_error", "out_of_memory", "worker_lost", "timeout", "internal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is, counted from its own beginning and not from the policy's.
+
+    Attributes:
+        updates: Updates of the optimizer.
+        env_steps: Environment steps of training.
+        episodes: Complete episodes of training.
+        fraction: Part of the nearest limit that is used up, in [0, 1].
+    """
+
+    updates: int = 0
+    env_steps: int = 0
+    episodes: int = 0
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The metrics of one update; values may be infinite or not a number.
+
+    Attributes:
+        update: Number of updates that the policy has had, over all jobs.
+        env_steps: Environment steps of the job up to this update.
+        values: Metrics by name.
+    """
+
+    update: int
+    env_steps: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint to be kept.
+
+    Attributes:
+        updates: Number of updates that the policy has had.
+        progress: How far the job was; a resumed attempt counts on from here.
+        policy_bytes: The policy, as `pgengine.load` reads it.
+        state_bytes: What `pgengine.train` resumes from, to the bit.
+        evaluation: A fresh evaluation of this very policy, if there was one.
+    """
+
+    updates: int
+    progress: Progress
+    policy_bytes: bytes
+    state_bytes: bytes | None = None
+    evaluation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened since the last report.
+
+    Attributes:
+        progress: How far the job is; None if no update has been made since it was started or resumed.
+        metrics: Updates in order, without gaps.
+        checkpoint: A checkpoint to be kept.
+        fingerprint: Where the job is computed: versions, device, threads.
+    """
+
+    progress: Progress | None = None
+    metrics: tuple[Measured, ...] = ()
+    checkpoint: Snapshot | None = None
+    fingerprint: dict[str, str | int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed: a closed code, and a message for clients without anything of our insides."""
+
+    code: FailureCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        status: The terminal status.
+        report: What had not been reported yet, with the last checkpoint.
+        result: Of a job that succeeded.
+        failure: Of a job that failed.
+    """
+
+    status: Literal["succeeded", "failed", "cancelled"]
+    report: Report | None = None
+    result: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that a worker holds.
+
+    Attributes:
+        job_id: The job.
+        token: Fencing token; every write of the holder carries it.
+        attempt: Which attempt this is, from 1.
+        spec: Resolved training spec as JSON.
+        updates: Updates that the policy to start from has had.
+        start_updates: Updates that the policy had when the job was created.
+        policy_bytes: The policy to start from.
+        state_bytes: State to resume from; None at the job's beginning.
+    """
+
+    job_id: str
+    token: int
+    attempt: int
+    spec: dict[str, Any] = field(repr=False)
+    updates: int
+    start_updates: int
+    policy_bytes: bytes = field(repr=False)
+    state_bytes: bytes | None = field(repr=False)

@@ -1,0 +1,167 @@
+"""Every setting of the server, read from the environment (`PGENGINE_…`) and declared once.
+
+docs/settings.md lists them; a test keeps the list complete. The command line overrides a few of them and hands the
+result to the programs it starts through `Settings.environment()`.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["Settings", "is_loopback"]
+
+Names = Annotated[list[str], NoDecode]  # comma-separated in the environment, not JSON
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _default_database_url(data: dict[str, Any]) -> str:
+    return f"sqlite:///{data['data_dir'] / 'pgengine.db'}"
+
+
+def _default_threads(data: dict[str, Any]) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers: int = data["workers"]
+    return max(1, min(4, cores // max(1, workers)))
+
+
+class Settings(BaseSettings):
+    """The settings of one server."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PGENGINE_",
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    # --- where things are
+    data_dir: Path = Path("data")
+    """Directory of the SQLite file and its backups; made if it is missing."""
+    database_url: Annotated[str, Field(repr=False)] = Field(default_factory=_default_database_url)
+    """`sqlite:///path` or `postgresql://user:password@host/name`. Default: `pgengine.db` in `DATA_DIR`."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """Port to listen on; 0 takes a free one."""
+
+    # --- who may use it
+    api_key: SecretStr | None = None
+    """An admin key to use instead of a generated one; at least 16 characters."""
+    no_auth: bool = False
+    """Ask nobody for a key. Only on a loopback address."""
+    allowed_hosts: Names = Field(default_factory=list)
+    """Host names that requests may carry, comma-separated, `*` for any. Loopback names and `HOST` always may."""
+    allowed_origins: Names = Field(default_factory=list)
+    """Origins of web pages that may use the API, comma-separated, such as `https://lab.example`. Its own always may."""
+
+    # --- how jobs run
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
+    """Worker programs that `serve` starts beside the API."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=_default_threads)
+    """Threads of each trainer. Default: cores / `WORKERS`, at least 1, at most 4. Other counts give other last bits."""
+    poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
+    """How often an idle worker looks for a job, and the API for new events of streams that somebody follows."""
+    lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """A worker that is not heard of for so long has lost its job to the next one."""
+    renew_seconds: Annotated[float, Field(gt=0, le=3600)] = 2.0
+    """How often a worker renews its lease; less than half of `LEASE_SECONDS`."""
+    checkpoint_seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
+    """At most so much training is repeated after a crash."""
+    stall_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """A trainer without an update for so long fails with `timeout`."""
+    grace_seconds: Annotated[float, Field(gt=0, le=300)] = 5.0
+    """What a stop or a cancellation waits for before it becomes a SIGTERM, and again before a SIGKILL."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Crashes of worker or trainer after which a job is failed with `worker_lost`."""
+
+    # --- which environments there are
+    environments: Names = Field(default_factory=list)
+    """Gymnasium ids that may be used beside the built-in allow-list, comma-separated."""
+    environment_modules: Names = Field(default_factory=list)
+    """Modules imported at the start because they register environments, comma-separated."""
+
+    # --- bounds
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 16 * 2**20
+    """Largest body of a request."""
+    max_body_depth: Annotated[int, Field(ge=4, le=500)] = 64
+    """Deepest nesting of a body."""
+    max_act_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    """Most observations in one request for actions."""
+    max_streams: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Most event streams open at once in one API process."""
+    max_policy_parameters: Annotated[int, Field(ge=1, le=10**9)] = 5_000_000
+    """Most numbers in one policy."""
+
+    @field_validator("allowed_hosts", "allowed_origins", "environments", "environment_modules", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("an API key needs at least 16 characters")
+        return value
+
+    @field_validator("environments")
+    @classmethod
+    def _no_module(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if ":" in name:
+                raise ValueError("an id with a colon imports a module; name it in PGENGINE_ENVIRONMENT_MODULES instead")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _whole_origin(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if not parts.scheme or not parts.netloc or parts.path or parts.query:
+                raise ValueError("an origin is a scheme and a host, such as https://lab.example:8443")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.renew_seconds * 2 >= self.lease_seconds:
+            raise ValueError(
+                "PGENGINE_RENEW_SECONDS must be less than half of PGENGINE_LEASE_SECONDS: "
+                "one late renewal would lose the job"
+            )
+        if self.no_auth and not is_loopback(self.host):
+            raise ValueError("PGENGINE_NO_AUTH works on a loopback PGENGINE_HOST only, such as 127.0.0.1")
+        if self.no_auth and self.api_key is not None:
+            raise ValueError("PGENGINE_NO_AUTH and PGENGINE_API_KEY contradict each other")
+        return self
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as environment variables, for programs that are started by this one."""
+        prefix = self.model_config["env_prefix"]
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {f"{prefix}{name.upper()}": _written(value) for name, value in values.items() if value is not None}
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, list):
+        return ",".join(value)
+    return str(value)

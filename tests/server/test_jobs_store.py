@@ -1,0 +1,715 @@
+"""The state machine of jobs, on both databases: who may write what, and what readers see of it."""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, update
+
+from server.checkpoints import store as checkpoints
+from server.database import Database, now
+from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
+from server.ids import new_id
+from server.jobs import store
+from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
+from server.pages import PageQuery
+from server.tables import Checkpoint, Environment, Event, Job, Metric, Policy
+
+LEASE = 30.0
+
+
+@pytest.fixture
+def new_policy(database: Database) -> Callable[[], Policy]:
+    """Makes policies, each in an environment of its own and with its checkpoint 0."""
+
+    def make() -> Policy:
+        environment = Environment(id=new_id("env"), content_hash=new_id("env"), spec={}, facts={})
+        policy = Policy(id=new_id("pol"), environment_id=environment.id, spec={}, seed=0)
+        with database.write() as session:
+            session.add(environment)
+            session.flush()
+            session.add(policy)
+            session.flush()
+            checkpoints.put(session, policy.id, 0, b"policy 0")
+        return policy
+
+    return make
+
+
+@pytest.fixture
+def new_job(database: Database, new_policy: Callable[[], Policy]) -> Callable[..., Job]:
+    """Makes queued jobs, each for a policy of its own unless one is given."""
+
+    def make(policy: Policy | None = None, **changes: Any) -> Job:
+        policy = policy or new_policy()
+        with database.write() as session:
+            return store.create(
+                session,
+                policy_id=policy.id,
+                environment_id=policy.environment_id,
+                start_updates=0,
+                spec={"seed": 7},
+                label={"kind": "exact"},
+                **{"max_attempts": 3, **changes},
+            )
+
+    return make
+
+
+def claim(database: Database, worker: str = "worker", lease_seconds: float = LEASE) -> Claim:
+    with database.write() as session:
+        claimed = store.claim(session, worker, lease_seconds)
+    assert claimed is not None
+    return claimed
+
+
+def report_to(database: Database, claimed: Claim, report: Report) -> str:
+    with database.write() as session:
+        return store.report(session, claimed.job_id, claimed.token, report)
+
+
+def finish(database: Database, claimed: Claim, outcome: Outcome) -> None:
+    with database.write() as session:
+        store.finish(session, claimed.job_id, claimed.token, outcome)
+
+
+def job_of(database: Database, job_id: str) -> Job:
+    with database.read() as session:
+        return store.get(session, job_id)
+
+
+def events_of(database: Database, job_id: str, after: int = 0) -> list[dict[str, Any]]:
+    with database.read() as session:
+        return store.events(session, job_id, after)
+
+
+def statuses_of(database: Database, job_id: str) -> list[str]:
+    return [event["data"]["status"] for event in events_of(database, job_id) if event["type"] == "status"]
+
+
+def expire(database: Database, job_id: str) -> None:
+    """Let the database's clock be past the lease, as after a long silence."""
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_expires_at=now(-1)))
+
+
+def updates(first: int, last: int, **values: float) -> Report:
+    measured = tuple(Measured(n, 10 * n, {"mean_return": float(n), **values}) for n in range(first, last + 1))
+    return Report(Progress(last, 10 * last, 2 * last, last / 100), measured)
+
+
+def with_checkpoint(report: Report, evaluation: dict[str, Any] | None = None) -> Report:
+    assert report.progress is not None
+    n = report.progress.updates
+    snapshot = Snapshot(n, report.progress, f"policy {n}".encode(), f"state {n}".encode(), evaluation)
+    return Report(report.progress, report.metrics, snapshot)
+
+
+SUCCEEDED = Outcome("succeeded", result={"evaluation": {"mean_return": 475.0}, "stopped_by": "updates"})
+
+
+# --- creation and the queue ------------------------------------------------------------------------------------------
+
+
+def test_a_new_job_is_queued_and_says_so(database: Database, new_job: Callable[..., Job]) -> None:
+    job = new_job(name="cartpole", metadata={"team": "a"})
+    stored = job_of(database, job.id)
+    assert (stored.status, stored.attempt, stored.token, stored.name) == ("queued", 1, 0, "cartpole")
+    assert stored.metadata_ == {"team": "a"}
+    (event,) = events_of(database, job.id)
+    assert event["data"] == {"status": "queued", "is_terminal": False, "attempt": 1}
+    assert (event["object"], event["job_id"], event["seq"], event["type"]) == ("event", job.id, 1, "status")
+
+
+def test_a_policy_has_one_job_that_has_not_ended(database: Database, new_job: Any, new_policy: Any) -> None:
+    policy = new_policy()
+    job = new_job(policy)
+    with pytest.raises(PolicyBusy):
+        new_job(policy)
+    with database.write() as session:
+        store.request_cancel(session, job.id)
+    assert new_job(policy).status == "queued"
+
+
+def test_jobs_are_claimed_oldest_first(database: Database, new_job: Any) -> None:
+    jobs = [new_job() for _ in range(3)]
+    assert [claim(database).job_id for _ in jobs] == [job.id for job in jobs]
+    with database.write() as session:
+        assert store.claim(session, "worker", LEASE) is None
+
+
+def test_a_claim_has_all_that_is_needed_to_begin(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database, "host:1")
+    assert claimed == Claim(job.id, 1, 1, {"seed": 7}, 0, 0, b"policy 0", None)
+    held = job_of(database, job.id)
+    assert (held.status, held.worker) == ("running", "host:1")
+    assert held.started_at is not None
+    assert held.lease_expires_at is not None
+    assert held.lease_expires_at - held.started_at == timedelta(seconds=LEASE)
+    assert statuses_of(database, job.id) == ["queued", "running"]
+    assert [event["type"] for event in events_of(database, job.id)] == ["status", "status"]
+
+
+def test_of_eight_claimers_of_one_job_one_wins(database: Database, new_job: Any) -> None:
+    new_job()
+    barrier = threading.Barrier(8)
+
+    def try_to(number: int) -> Claim | None:
+        barrier.wait()
+        with database.write() as session:
+            return store.claim(session, f"worker {number}", LEASE)
+
+    with ThreadPoolExecutor(8) as pool:
+        claims = list(pool.map(try_to, range(8)))
+    assert sum(each is not None for each in claims) == 1
+
+
+def test_eight_claimers_share_forty_jobs_without_a_double(database: Database, new_job: Any) -> None:
+    jobs = {new_job().id for _ in range(40)}
+    barrier = threading.Barrier(8)
+
+    def claim_all(number: int) -> list[str]:
+        barrier.wait()
+        mine = []
+        while True:
+            with database.write() as session:
+                claimed = store.claim(session, f"worker {number}", LEASE)
+            if claimed is None:
+                return mine
+            mine.append(claimed.job_id)
+
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [job_id for mine in pool.map(claim_all, range(8)) for job_id in mine]
+    assert len(claimed) == 40
+    assert set(claimed) == jobs
+
+
+def test_a_queued_job_says_why_it_waits(database: Database, new_job: Any) -> None:
+    first, second, third = new_job(), new_job(), new_job()
+    with database.read() as session:
+        reasons = [store.queue_reason(session, job) for job in (first, second, third)]
+    assert [(reason.code, reason.ahead) for reason in reasons if reason] == [
+        ("waiting_for_worker", 0),
+        ("behind", 1),
+        ("behind", 2),
+    ]
+    claim(database)
+    with database.read() as session:
+        reason = store.queue_reason(session, second)
+        assert store.queue_reason(session, store.get(session, first.id)) is None
+    assert reason is not None
+    assert reason.code == "workers_busy"
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_report_moves_progress_and_is_one_event_for_a_range(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    assert report_to(database, claimed, updates(1, 3)) == "continue"
+    stored = job_of(database, job.id)
+    assert (stored.updates, stored.env_steps, stored.episodes, stored.fraction) == (3, 30, 6, 0.03)
+    assert stored.last_progress_at is not None
+    (event,) = events_of(database, job.id, after=2)
+    assert event["type"] == "metrics"
+    assert event["data"] == {
+        "from_update": 1,
+        "to_update": 3,
+        "metrics": [{"update": n, "mean_return": float(n), "nonfinite": []} for n in (1, 2, 3)],
+    }
+
+
+def test_numbers_that_are_not_finite_are_null_and_named(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    report_to(database, claimed, updates(1, 1, entropy=math.nan, gradient_norm=math.inf))
+    (event,) = events_of(database, job.id, after=2)
+    assert event["data"]["metrics"] == [
+        {
+            "update": 1,
+            "mean_return": 1.0,
+            "entropy": None,
+            "gradient_norm": None,
+            "nonfinite": ["entropy", "gradient_norm"],
+        }
+    ]
+    with database.read() as session:
+        curves = store.metrics(session, job.id)
+    assert curves.values == {"mean_return": [1.0], "entropy": [None], "gradient_norm": [None]}
+    assert curves.nonfinite == {"entropy": [1], "gradient_norm": [1]}
+
+
+def test_a_checkpoint_is_kept_with_state_and_evaluation(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    evaluation = {"mean_return": 12.0, "confidence_interval": [-math.inf, math.inf], "episodes": 100}
+    report_to(database, claimed, with_checkpoint(updates(1, 5), evaluation))
+    with database.read() as session:
+        latest = checkpoints.latest(session, job.policy_id)
+        assert (latest.updates, latest.job_id) == (5, job.id)
+        assert latest.evaluation == {"mean_return": 12.0, "confidence_interval": [None, None], "episodes": 100}
+        assert checkpoints.state(session, latest.id) == b"state 5"
+    kinds = [event["type"] for event in events_of(database, job.id, after=2)]
+    assert kinds == ["metrics", "checkpoint", "evaluation"]
+
+
+def test_the_runtime_is_kept_and_another_one_is_an_event(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    report_to(database, claimed, Report(fingerprint={"torch": "2.13", "threads": 2}))
+    report_to(database, claimed, Report(fingerprint={"torch": "2.13", "threads": 2}))
+    assert [event["type"] for event in events_of(database, job.id, after=2)] == []
+    report_to(database, claimed, Report(fingerprint={"torch": "2.14", "threads": 2}))
+    (event,) = events_of(database, job.id, after=2)
+    assert (event["type"], event["data"]["code"], event["data"]["changed"]) == ("log", "runtime_changed", ["torch"])
+    assert job_of(database, job.id).fingerprint == {"torch": "2.14", "threads": 2}
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_success_keeps_result_and_checkpoint_at_once(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    last = with_checkpoint(updates(1, 8), {"mean_return": 475.0})
+    finish(database, claimed, Outcome("succeeded", last, SUCCEEDED.result))
+    stored = job_of(database, job.id)
+    with database.read() as session:
+        checkpoint = checkpoints.latest(session, job.policy_id)
+    assert stored.result == {**(SUCCEEDED.result or {}), "checkpoint_id": checkpoint.id}
+    assert (stored.status, stored.fraction, stored.worker, stored.lease_expires_at) == ("succeeded", 1.0, None, None)
+    assert stored.finished_at is not None
+    last_event = events_of(database, job.id)[-1]
+    assert last_event["data"]["status"] == "succeeded"
+    assert last_event["data"]["is_terminal"] is True
+    assert last_event["data"]["result"] == stored.result
+
+
+def test_failure_has_a_code_and_a_message(database: Database, new_job: Any) -> None:
+    job = new_job()
+    finish(database, claim(database), Outcome("failed", failure=Failure("diverged", "not finite in update 3")))
+    stored = job_of(database, job.id)
+    assert stored.status == "failed"
+    assert stored.failure == {"code": "diverged", "message": "not finite in update 3"}
+    assert events_of(database, job.id)[-1]["data"]["failure"] == stored.failure
+
+
+def test_an_ended_job_is_not_written_again(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    finish(database, claimed, SUCCEEDED)
+    before = events_of(database, job.id)
+    with pytest.raises(store.LeaseLost):
+        finish(database, claimed, Outcome("failed", failure=Failure("internal", "late")))
+    with pytest.raises(store.LeaseLost):
+        report_to(database, claimed, updates(1, 1))
+    assert events_of(database, job.id) == before
+
+
+def test_a_running_job_cannot_end_as_cancelled_unasked(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    with pytest.raises(ValueError, match="cannot go from running to cancelled"):
+        finish(database, claimed, Outcome("cancelled"))
+    assert job_of(database, job.id).status == "running"
+
+
+# --- cancellation ----------------------------------------------------------------------------------------------------
+
+
+def cancel(database: Database, job_id: str) -> str:
+    with database.write() as session:
+        return store.request_cancel(session, job_id).status
+
+
+def test_a_queued_job_is_cancelled_at_once_and_again_without_effect(database: Database, new_job: Any) -> None:
+    job = new_job()
+    assert cancel(database, job.id) == "cancelled"
+    assert cancel(database, job.id) == "cancelled"
+    assert statuses_of(database, job.id) == ["queued", "cancelled"]
+    assert job_of(database, job.id).finished_at is not None
+    with database.read() as session:
+        assert not store.any_queued(session)
+
+
+def test_a_running_job_hears_of_its_cancellation_with_an_answer(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    assert cancel(database, job.id) == "cancelling"
+    assert cancel(database, job.id) == "cancelling"
+    # the holder's last writes are accepted
+    assert report_to(database, claimed, updates(1, 2)) == "cancel"
+    finish(database, claimed, Outcome("cancelled", with_checkpoint(updates(3, 4))))
+    stored = job_of(database, job.id)
+    assert (stored.status, stored.updates) == ("cancelled", 4)
+    assert statuses_of(database, job.id) == ["queued", "running", "cancelling", "cancelled"]
+    with database.read() as session:
+        assert checkpoints.latest(session, job.policy_id).updates == 4
+
+
+def test_a_job_that_succeeds_before_it_hears_of_its_cancellation_has_succeeded(
+    database: Database, new_job: Any
+) -> None:
+    job = new_job()
+    claimed = claim(database)
+    cancel(database, job.id)
+    finish(database, claimed, SUCCEEDED)
+    assert job_of(database, job.id).status == "succeeded"
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+def test_an_ended_job_cannot_be_cancelled(database: Database, new_job: Any, status: Any) -> None:
+    job = new_job()
+    finish(database, claim(database), Outcome(status, failure=Failure("internal", "") if status == "failed" else None))
+    with pytest.raises(NotCancellable) as caught:
+        cancel(database, job.id)
+    assert caught.value.headers["x-should-retry"] == "false"
+
+
+def test_a_cancelling_job_whose_worker_is_lost_is_cancelled(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    cancel(database, job.id)
+    with database.write() as session:
+        store.lose(session, claimed.job_id, claimed.token, "the trainer ended by signal 9")
+    stored = job_of(database, job.id)
+    assert (stored.status, stored.attempt) == ("cancelled", 1)
+
+
+def test_an_unknown_job_is_not_found(database: Database) -> None:
+    with pytest.raises(NotFound), database.read() as session:
+        store.get(session, new_id("job"))
+    with pytest.raises(NotFound):
+        cancel(database, new_id("job"))
+
+
+# --- crashes ---------------------------------------------------------------------------------------------------------
+
+
+def lose(database: Database, claimed: Claim) -> None:
+    with database.write() as session:
+        store.lose(session, claimed.job_id, claimed.token, "the trainer ended by signal 9")
+
+
+def test_a_crash_queues_the_next_attempt_which_goes_on_from_the_checkpoint(database: Database, new_job: Any) -> None:
+    job = new_job()
+    first = claim(database)
+    report_to(database, first, with_checkpoint(updates(1, 5)))
+    report_to(database, first, updates(6, 8))
+    lose(database, first)
+    queued = job_of(database, job.id)
+    assert (queued.status, queued.attempt, queued.worker) == ("queued", 2, None)
+    reason = events_of(database, job.id)[-1]["data"]["reason"]
+    assert reason == "the trainer ended by signal 9"
+
+    second = claim(database)
+    assert (second.token, second.attempt, second.updates) == (2, 2, 5)
+    assert (second.policy_bytes, second.state_bytes) == (b"policy 5", b"state 5")
+    resumed = job_of(database, job.id)
+    assert (resumed.updates, resumed.env_steps, resumed.episodes, resumed.fraction) == (5, 50, 10, 0.05)
+    assert resumed.started_at == queued.started_at
+    rewind = events_of(database, job.id)[-1]
+    assert (rewind["type"], rewind["data"], rewind["attempt"]) == ("rewind", {"to_update": 5}, 2)
+    with database.read() as session:
+        assert store.metrics(session, job.id).updates == [1, 2, 3, 4, 5]
+
+
+def test_a_repeated_update_overwrites_and_names_its_attempt(database: Database, new_job: Any) -> None:
+    job = new_job()
+    first = claim(database)
+    report_to(database, first, with_checkpoint(updates(1, 2)))
+    report_to(database, first, updates(3, 4))
+    lose(database, first)
+    report_to(database, claim(database), updates(3, 5, entropy=0.5))
+    with database.read() as session:
+        curves = store.metrics(session, job.id)
+    assert curves.updates == [1, 2, 3, 4, 5]
+    assert curves.attempts == [1, 1, 2, 2, 2]
+    assert curves.values["entropy"] == [None, None, 0.5, 0.5, 0.5]
+
+
+def test_a_crash_before_the_first_checkpoint_begins_again(database: Database, new_job: Any) -> None:
+    job = new_job()
+    first = claim(database)
+    report_to(database, first, updates(1, 4))
+    lose(database, first)
+    second = claim(database)
+    assert (second.updates, second.state_bytes) == (0, None)
+    assert job_of(database, job.id).updates == 0
+    assert events_of(database, job.id)[-1]["data"] == {"to_update": 0}
+
+
+def test_a_job_on_a_trained_policy_begins_without_state(database: Database, new_job: Any, new_policy: Any) -> None:
+    policy = new_policy()
+    new_job(policy)
+    finish(database, claim(database), Outcome("succeeded", with_checkpoint(updates(1, 6)), {}))
+    job = new_job(policy)
+    claimed = claim(database)
+    assert (claimed.updates, claimed.policy_bytes, claimed.state_bytes) == (6, b"policy 6", None)
+    assert [event["type"] for event in events_of(database, job.id)] == ["status", "status"]
+
+
+def test_the_last_crash_fails_the_job(database: Database, new_job: Any) -> None:
+    job = new_job(max_attempts=2)
+    lose(database, claim(database))
+    lose(database, claim(database))
+    stored = job_of(database, job.id)
+    assert (stored.status, stored.attempt) == ("failed", 2)
+    assert stored.failure is not None
+    assert stored.failure["code"] == "worker_lost"
+
+
+def test_a_released_job_goes_on_with_the_same_attempt(database: Database, new_job: Any) -> None:
+    job = new_job()
+    first = claim(database)
+    with database.write() as session:
+        store.release(session, first.job_id, first.token, "the worker was stopped", with_checkpoint(updates(1, 3)))
+    released = job_of(database, job.id)
+    assert (released.status, released.attempt, released.lease_expires_at) == ("queued", 1, None)
+    second = claim(database)
+    assert (second.token, second.attempt, second.updates, second.state_bytes) == (2, 1, 3, b"state 3")
+
+
+def test_a_released_job_keeps_its_place_in_the_queue(database: Database, new_job: Any) -> None:
+    job = new_job()
+    first = claim(database)
+    new_job()
+    lose(database, first)
+    assert claim(database).job_id == job.id
+
+
+def test_an_expired_lease_is_reaped_and_a_live_one_is_not(database: Database, new_job: Any) -> None:
+    lost, live = new_job(), new_job()
+    claim(database)
+    claim(database)
+    with database.read() as session:
+        assert not store.any_expired(session)
+    expire(database, lost.id)
+    with database.read() as session:
+        assert store.any_expired(session)
+    with database.write() as session:
+        assert store.reap(session) == 1
+    with database.write() as session:
+        assert store.reap(session) == 0
+    assert (job_of(database, lost.id).status, job_of(database, lost.id).attempt) == ("queued", 2)
+    assert job_of(database, live.id).status == "running"
+
+
+def test_a_renewed_lease_does_not_expire(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    expire(database, job.id)
+    with database.write() as session:
+        assert store.renew(session, job.id, claimed.token, LEASE)
+        assert not store.renew(session, job.id, claimed.token + 1, LEASE)
+    with database.write() as session:
+        assert store.reap(session) == 0
+
+
+def test_a_zombie_can_write_nothing(database: Database, new_job: Any) -> None:
+    job = new_job()
+    zombie = claim(database, "zombie")
+    report_to(database, zombie, with_checkpoint(updates(1, 2)))
+    expire(database, job.id)
+    with database.write() as session:
+        store.reap(session)
+
+    def attempt_all_writes() -> None:
+        snapshot = with_checkpoint(updates(1, 9))
+        with database.write() as session:
+            assert not store.renew(session, job.id, zombie.token, LEASE)
+        for write in (
+            lambda s: store.report(s, job.id, zombie.token, snapshot),
+            lambda s: store.finish(s, job.id, zombie.token, Outcome("succeeded", snapshot, {})),
+            lambda s: store.release(s, job.id, zombie.token, "late", snapshot),
+            lambda s: store.lose(s, job.id, zombie.token, "late"),
+        ):
+            with pytest.raises(store.LeaseLost), database.write() as session:
+                write(session)
+
+    # while the job is queued again, while another worker has it, and after it has ended
+    attempt_all_writes()
+    heir = claim(database, "heir")
+    attempt_all_writes()
+    finish(database, heir, Outcome("succeeded", with_checkpoint(updates(3, 4)), {}))
+    attempt_all_writes()
+    stored = job_of(database, job.id)
+    assert (stored.status, stored.updates, stored.attempt) == ("succeeded", 4, 2)
+    with database.read() as session:
+        assert checkpoints.latest(session, job.policy_id).updates == 4
+
+
+def test_a_reaper_and_a_finishing_holder_do_not_both_write(database: Database, new_job: Any) -> None:
+    for _ in range(5):
+        job = new_job()
+        claimed = claim(database)
+        expire(database, job.id)
+        barrier = threading.Barrier(2)
+
+        def reap(barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            with database.write() as session:
+                store.reap(session)
+
+        def end(claimed: Claim = claimed, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            with contextlib.suppress(store.LeaseLost):
+                finish(database, claimed, SUCCEEDED)
+
+        with ThreadPoolExecutor(2) as pool:
+            for future in (pool.submit(reap), pool.submit(end)):
+                future.result()
+        last = statuses_of(database, job.id)[2:]
+        assert last in (["succeeded"], ["queued"])
+        if last == ["queued"]:
+            cancel(database, job.id)
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_commits_is_the_order_of_seq(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    ended = threading.Event()
+    seen: list[int] = []
+
+    def follow() -> None:
+        last = 0
+        while True:
+            over = ended.is_set()
+            with database.read() as session:
+                page = store.events(session, job.id, last, 7)
+            for event in page:
+                seen.append(event["seq"])
+                last = event["seq"]
+            if over and not page:
+                return
+
+    def write(number: int) -> None:
+        for n in range(10):
+            report_to(database, claimed, updates(100 * number + n, 100 * number + n))
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    ended.set()
+    reader.join()
+    # a tail that reads on from the last number it has seen misses none
+    assert seen == list(range(1, 43))
+    with database.read() as session:
+        assert store.heads(session, [job.id, new_id("job")]) == {job.id: store.Head(42, is_terminal=False)}
+
+
+def test_events_come_in_pages(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    for n in range(1, 6):
+        report_to(database, claimed, updates(n, n))
+    with database.read() as session:
+        first = store.events(session, job.id, 0, 4)
+        second = store.events(session, job.id, first[-1]["seq"], 4)
+        assert store.events(session, new_id("job")) == []
+    assert [event["seq"] for event in first + second] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_curves_keep_each_bucket_s_peaks_of_each_metric(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+
+    def measured(n: int) -> Measured:
+        return Measured(n, n, {"a": 1e6 if n == 777 else n % 10, "b": -1e6 if n == 1234 else n % 7})
+
+    report_to(database, claimed, Report(Progress(2000), tuple(measured(n) for n in range(1, 2001))))
+    with database.read() as session:
+        curves = store.metrics(session, job.id, ["a", "b"], max_points=100)
+        one = store.metrics(session, job.id, ["a"], max_points=100)
+        part = store.metrics(session, job.id, ["a"], from_update=1990, max_points=100)
+        unknown = store.metrics(session, job.id, ["c"], max_points=100)
+    assert curves.recorded == 2000
+    assert len(curves.updates) <= 100
+    assert curves.updates[0] == 1
+    assert curves.updates[-1] == 2000
+    assert max(v for v in curves.values["a"] if v is not None) == 1e6
+    assert min(v for v in curves.values["b"] if v is not None) == -1e6
+    assert curves.updates == sorted(curves.updates)
+    assert len(one.updates) <= 100
+    # of each of the 49 buckets of one curve the least and the greatest value are there
+    for bucket in range(49):
+        low, high = bucket * 2000 // 49 + 1, (bucket + 1) * 2000 // 49
+        inside = [value for n, value in zip(one.updates, one.values["a"], strict=True) if low <= n <= high]
+        expected = [measured(n).values["a"] for n in range(low, high + 1)]
+        assert min(inside) == min(expected)  # type: ignore[type-var]
+        assert max(inside) == max(expected)  # type: ignore[type-var]
+    assert part.updates == list(range(1990, 2001))
+    assert unknown.values == {"c": [None, None]}
+
+
+@pytest.mark.slow
+def test_a_long_history_is_thinned(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    count = store.RECORDED_UPDATES + 1
+    report_to(database, claimed, with_checkpoint(updates(1, count)))
+    with database.read() as session:
+        numbers = list(session.scalars(select(Metric.update).where(Metric.job_id == job.id).order_by(Metric.update)))
+    # every second one, and the newest stays
+    assert numbers == list(range(1, count + 1, 2))
+    with database.read() as session:
+        page = store.events(session, job.id, 2, 1)
+    assert len(page[0]["data"]["metrics"]) == len(numbers)
+
+
+def test_lists_are_filtered(database: Database, new_job: Any) -> None:
+    jobs = [new_job() for _ in range(3)]
+    claim(database)
+    with database.read() as session:
+        running = store.list_(session, PageQuery(), statuses=["running"])
+        queued = store.list_(session, PageQuery(limit=1, order="asc"), statuses=["queued"])
+        mine = store.list_(session, PageQuery(), policy_id=jobs[2].policy_id)
+    assert [job.id for job in running.rows] == [jobs[0].id]
+    assert ([job.id for job in queued.rows], queued.has_more) == ([jobs[1].id], True)
+    assert [job.id for job in mine.rows] == [jobs[2].id]
+
+
+def test_figures_count_jobs_queue_and_leases(database: Database, new_job: Any) -> None:
+    new_job()
+    lost = new_job()
+    new_job()
+    report_to(database, claim(database), updates(1, 4))
+    claim(database)
+    expire(database, lost.id)
+    with database.read() as session:
+        figures = store.figures(session)
+    assert figures.jobs["running"] == 2
+    assert figures.jobs["queued"] == 1
+    assert figures.jobs["paused"] == 0
+    assert figures.live_leases == 1
+    assert (figures.updates, figures.env_steps) == (4, 40)
+    assert figures.queue_age_seconds >= 0
+
+
+def test_only_an_ended_job_is_deleted_and_its_checkpoints_stay(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    report_to(database, claimed, with_checkpoint(updates(1, 3)))
+    with pytest.raises(NotTerminal), database.write() as session:
+        store.delete(session, job.id)
+    finish(database, claimed, SUCCEEDED)
+    with database.write() as session:
+        store.delete(session, job.id)
+    with database.read() as session:
+        with pytest.raises(NotFound):
+            store.get(session, job.id)
+        for table in (Event, Metric):
+            assert session.scalar(select(func.count()).select_from(table)) == 0
+        kept = list(session.scalars(select(Checkpoint).order_by(Checkpoint.updates)))
+        assert [(row.updates, row.job_id) for row in kept] == [(0, None), (3, None)]

@@ -1,0 +1,76 @@
+import pytest
+from sqlalchemy import select, update
+
+from server.database import Database, now
+from server.errors import NotFound
+from server.keys import store
+from server.pages import PageQuery
+from server.tables import ApiKey
+
+
+def test_a_key_is_recognised_by_its_secret_only(database: Database) -> None:
+    with database.write() as session:
+        row, secret = store.create(session, "trainer", ["train", "read"])
+    assert secret.startswith("pgk_")
+    assert len(secret) >= 40
+    with database.read() as session:
+        assert store.verify(session, secret) == store.Identity(row.id, frozenset({"read", "train"}))
+        assert store.verify(session, secret + "x") is None
+        assert store.verify(session, row.hash) is None
+        assert store.verify(session, "\ud800\0") is None
+        stored = session.scalars(select(ApiKey)).one()
+        assert secret not in str(vars(stored))
+
+
+def test_scopes() -> None:
+    assert store.Identity("key_a", frozenset({"read"})).allows("read")
+    assert not store.Identity("key_a", frozenset({"read"})).allows("act")
+    assert all(store.Identity("key_a", frozenset({"admin"})).allows(scope) for scope in store.SCOPES)
+    assert all(store.ANYBODY.allows(scope) for scope in store.SCOPES)
+
+
+def test_the_operators_own_secret_is_one_key_however_often_the_server_starts(database: Database) -> None:
+    for _ in range(2):
+        with database.write() as session:
+            row = store.ensure(session, "a secret of the operator", "settings")
+    with database.write() as session:
+        store.revoke(session, row.id)
+    with database.write() as session:
+        store.ensure(session, "a secret of the operator", "settings")
+    with database.read() as session:
+        identity = store.verify(session, "a secret of the operator")
+        assert identity is not None
+        assert identity.allows("admin")
+        assert len(store.list_(session, PageQuery()).rows) == 1
+
+
+def test_a_revoked_key_is_unknown_and_stays_listed(database: Database) -> None:
+    with database.write() as session:
+        row, secret = store.create(session, "old", ["read"])
+    with database.write() as session:
+        first = store.revoke(session, row.id).revoked_at
+    with database.write() as session:
+        assert store.revoke(session, row.id).revoked_at == first
+    with database.read() as session:
+        assert store.verify(session, secret) is None
+        assert [key.name for key in store.list_(session, PageQuery()).rows] == ["old"]
+    with pytest.raises(NotFound), database.write() as session:
+        store.revoke(session, "key_" + "0" * 32)
+
+
+def test_use_is_noted_to_the_minute(database: Database) -> None:
+    with database.write() as session:
+        row, _ = store.create(session, "k", ["read"])
+
+    def used_at() -> object:
+        with database.write() as session:
+            store.touch(session, row.id)
+        with database.read() as session:
+            return session.get_one(ApiKey, row.id).last_used_at
+
+    first = used_at()
+    assert first is not None
+    assert used_at() == first
+    with database.write() as session:
+        session.execute(update(ApiKey).values(last_used_at=now(-61)))
+    assert used_at() != first

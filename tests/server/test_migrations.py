@@ -1,0 +1,220 @@
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import select, text
+
+import migrations
+from migrations import MigrationError, expected, migrate, state
+from server.database import Database, NamingBase, now
+from server.ids import new_id
+from server.tables import (
+    ApiKey,
+    Checkpoint,
+    CheckpointContent,
+    Environment,
+    Event,
+    Idempotency,
+    Job,
+    Metric,
+    Policy,
+)
+
+ALL_TABLES = [ApiKey, Idempotency, Environment, Policy, Job, Checkpoint, CheckpointContent, Event, Metric]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest) -> Any:
+    database = Database(request.getfixturevalue(f"{request.param}_url"))
+    yield database
+    database.dispose()
+
+
+def _fill(database: Database) -> None:
+    environment = Environment(id=new_id("env"), content_hash="0" * 64, spec={"id": "CartPole-v1"}, facts={})
+    policy = Policy(id=new_id("pol"), environment_id=environment.id, spec={}, seed=2**53 - 1, metadata_={"a": [1]})
+    job = Job(
+        id=new_id("job"),
+        kind="training",
+        policy_id=policy.id,
+        environment_id=environment.id,
+        spec={},
+        label={},
+        max_attempts=3,
+        status="failed",
+        finished_at=now(),
+        failure={"code": "internal"},
+    )
+    checkpoint = Checkpoint(
+        id=new_id("ckpt"), policy_id=policy.id, job_id=job.id, updates=3, size=2, sha256="0" * 64, evaluation=None
+    )
+    with database.write() as session:
+        for row in (
+            ApiKey(id=new_id("key"), name="k", hash="0" * 64, scopes=["read"]),
+            Idempotency(key_id="k", key="i", route="r", body_hash="0" * 64, status_code=201, response={}),
+            environment,
+            policy,
+            job,
+            checkpoint,
+            CheckpointContent(checkpoint_id=checkpoint.id, policy_bytes=b"\0\xff", state_bytes=None),
+            Event(job_id=job.id, seq=1, type="log", attempt=1, data={}),
+            Metric(job_id=job.id, update=1, attempt=1, env_steps=5, values={"mean_return": None}, nonfinite=["x"]),
+        ):
+            session.add(row)
+            session.flush()
+
+
+def _counts(database: Database) -> dict[str, int]:
+    with database.read() as session:
+        return {
+            table.__tablename__: session.scalars(select(sa.func.count()).select_from(table)).one()
+            for table in ALL_TABLES
+        }
+
+
+def test_up_down_and_up_again_on_filled_tables(empty_database: Database) -> None:
+    assert state(empty_database).current is None
+    assert migrate(empty_database) == migrations.Move(None, expected(), None)
+    assert state(empty_database).matches
+    _fill(empty_database)
+    assert set(_counts(empty_database).values()) == {1}
+    down = migrate(empty_database, "base")
+    assert (down.before, down.after) == (expected(), None)
+    with empty_database.connect() as connection:
+        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+    assert migrate(empty_database).after == expected()
+    assert set(_counts(empty_database).values()) == {0}
+    _fill(empty_database)
+
+
+def test_at_the_wanted_revision_nothing_is_changed(empty_database: Database) -> None:
+    migrate(empty_database)
+    _fill(empty_database)
+    assert migrate(empty_database) == migrations.Move(expected(), expected(), None)
+    assert set(_counts(empty_database).values()) == {1}
+
+
+def test_the_migrated_schema_is_the_one_that_the_code_declares(empty_database: Database) -> None:
+    migrate(empty_database)
+    with empty_database.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, NamingBase.metadata) == []
+
+
+def test_checks_and_partial_indexes_are_those_that_the_code_declares(empty_database: Database) -> None:
+    # alembic compares no CHECK constraints and no conditions of partial indexes, so this does
+    migrate(empty_database)
+    migrated = _definitions(empty_database)
+    migrate(empty_database, "base")
+    with empty_database.connect() as connection:
+        NamingBase.metadata.create_all(connection)
+        connection.commit()
+    assert _definitions(empty_database) == migrated
+
+
+def _definitions(database: Database) -> set[str]:
+    if database.dialect == "sqlite":
+        statements = ["SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name != 'alembic_version'"]
+    else:
+        statements = [
+            "SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE connamespace = 'public'::regnamespace AND conrelid != coalesce(to_regclass('alembic_version'), 0)",
+            "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename != 'alembic_version'",
+        ]
+    with database.connect() as connection:
+        found = [row for statement in statements for row in connection.scalars(text(statement))]
+    # the order within CREATE TABLE does not matter, and neither do white space and needless quotes
+    return {" ".join(sorted(re.split(r",?\s*\n\s*", row.strip(" \n)")))) for row in found}
+
+
+def test_migrators_at_the_same_time_wait_for_each_other(empty_database: Database) -> None:
+    others = [Database(str(empty_database.url)) for _ in range(4)]
+    barrier = threading.Barrier(4)
+
+    def start(database: Database) -> migrations.Move:
+        barrier.wait()
+        return migrate(database)
+
+    with ThreadPoolExecutor(4) as threads:
+        moves = list(threads.map(start, others))
+    for other in others:
+        other.dispose()
+    assert sorted(move.before or "" for move in moves) == ["", *[expected()] * 3]
+
+
+def test_a_database_of_a_newer_version_is_left_alone(empty_database: Database) -> None:
+    migrate(empty_database)
+    with empty_database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    found = state(empty_database)
+    assert not found.matches
+    assert not found.known
+    assert "newer" in found.advice
+    with pytest.raises(MigrationError, match="newer"):
+        migrate(empty_database)
+    with pytest.raises(MigrationError, match="newer"):
+        migrate(empty_database, "base")
+
+
+def test_an_unknown_revision_is_named(empty_database: Database) -> None:
+    with pytest.raises(MigrationError, match="there are base, 0001"):
+        migrate(empty_database, "0815")
+
+
+def test_a_sqlite_file_is_copied_before_it_is_changed(sqlite_url: str, tmp_path: Path) -> None:
+    database = Database(sqlite_url)
+    assert migrate(database).backup is None
+    _fill(database)
+    backup = migrate(database, "base").backup
+    assert backup is not None
+    assert backup.parent == tmp_path
+    saved = Database(f"sqlite:///{backup}")
+    assert set(_counts(saved).values()) == {1}
+    assert state(saved).matches
+    saved.dispose()
+    database.dispose()
+
+
+def test_a_batch_alter_keeps_child_rows(sqlite_url: str) -> None:
+    """SQLite alters by copying and dropping; with foreign keys on the drop deleted every child row, silently."""
+    database = Database(sqlite_url)
+    migrate(database)
+    _fill(database)
+    with migrations._transaction(database) as connection:
+        operations = Operations(MigrationContext.configure(connection, opts={"target_metadata": NamingBase.metadata}))
+        with operations.batch_alter_table("job") as batch:
+            batch.add_column(sa.Column("extra", sa.Integer()))
+            batch.alter_column("name", type_=sa.Text())
+            batch.drop_constraint(operations.f("ck_job_kind"), type_="check")
+    assert set(_counts(database).values()) == {1}
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+        assert session.scalars(text("SELECT extra FROM job")).one() is None
+    database.dispose()
+
+
+def test_a_migration_that_breaks_a_reference_is_undone(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    migrate(database)
+    _fill(database)
+    with pytest.raises(MigrationError, match="event → job"), migrations._transaction(database) as connection:
+        connection.execute(text("DELETE FROM job"))
+    assert set(_counts(database).values()) == {1}
+    database.dispose()
+
+
+def test_revisions_are_found_from_any_directory(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = Database(sqlite_url)
+    migrate(database)
+    assert state(database).matches
+    database.dispose()
