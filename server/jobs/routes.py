@@ -1,0 +1,333 @@
+"""Training jobs over HTTP."""
+
+import csv
+import io
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import Body as JsonBody
+from sqlalchemy.orm import Session
+
+import pgengine
+from pgengine.environments import EnvironmentFacts
+from pgengine.errors import SpecError
+from pgengine.spec import TrainingSpec
+from server.checkpoints import store as checkpoints
+from server.checkpoints.routes import checkpoint_page
+from server.checkpoints.schemas import Checkpoint
+from server.environments import store as environments
+from server.environments.routes import Allowed, facts_of_inline, referred
+from server.environments.schemas import BANDIT, CARTPOLE
+from server.environments.store import Environment as EnvironmentRow
+from server.environments.types import AllowList
+from server.errors import FieldError, NotFound
+from server.idempotency import Reply
+from server.ids import JobId
+from server.jobs import store, tail
+from server.jobs.schemas import Metrics, Progress, QueueReason, TrainingJob, TrainingJobCreate, TrainingJobQuery
+from server.jobs.store import TERMINAL_STATUSES
+from server.jobs.store import Job as Row
+from server.pages import LARGEST_PAGE, Page, PageQuery
+from server.policies import store as policies
+from server.policies.store import Policy as PolicyRow
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, negotiated, written
+from server.settings import Settings
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/training-jobs", tags=["training jobs"], route_class=StrictRoute)
+
+Id = Annotated[JobId, Path(description="Id of a training job.")]
+JSON, CSV, NDJSON = "application/json", "text/csv", "application/x-ndjson"
+LONGEST_CURVE = 10_000
+
+EXAMPLES: dict[str, Any] = {
+    "shortest": {"summary": "CartPole, every default", "value": {"environment": CARTPOLE}},
+    "whole": {
+        "summary": "CartPole, everything said",
+        "value": {
+            "name": "cartpole",
+            "environment": CARTPOLE,
+            "policy": {"kind": "mlp", "hidden": [64, 64], "activation": "tanh"},
+            "algorithm": {
+                "credit": "reward_to_go",
+                "gamma": 1.0,
+                "mean_over": "trajectories",
+                "baseline": {"kind": "leave_one_out"},
+                "trajectories": 32,
+                "optimizer": {"kind": "adam", "learning_rate": 0.01},
+            },
+            "stop": {"updates": 200, "target_return": 475},
+            "evaluation": {"episodes": 100},
+            "seed": 0,
+            "metadata": {"course": "rl-101"},
+        },
+    },
+    "tabular": {
+        "summary": "REINFORCE on a bandit",
+        "value": {"environment": BANDIT, "policy": {"kind": "linear"}, "stop": {"updates": 20}},
+    },
+}
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+@router.post(
+    "", operation_id="create_training_job", summary="Train a policy", status_code=201, response_model=TrainingJob
+)
+def create_training_job(
+    body: Annotated[TrainingJobCreate, JsonBody(openapi_examples=EXAMPLES)],
+    database: Db,
+    settings: Configured,
+    allowed: Allowed,
+    creation: Creation,
+) -> Response:
+    """Queues a training job. Environment and policy are created with it where the body describes them."""
+    with database.read() as session:
+        facts = facts_of_inline(session, body.environment, allowed)
+    seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
+    with database.write() as session:
+
+        def create() -> Reply:
+            row = _create(session, body, seed, facts, allowed, settings)
+            answer = _body(session, row).model_dump(mode="json")
+            return Reply(201, answer, {"location": f"/v1/training-jobs/{row.id}"})
+
+        reply = creation.answer(session, create)
+    return written(reply)
+
+
+def _create(
+    session: Session,
+    body: TrainingJobCreate,
+    seed: int,
+    facts: EnvironmentFacts | None,
+    allowed: AllowList,
+    settings: Settings,
+) -> Row:
+    environment = referred(session, body.environment, allowed, facts)
+    known = environments.facts_of(environment)
+    policy = _policy(session, body, environment, known, seed, settings)
+    spec = pgengine.resolve(
+        TrainingSpec(
+            environment=environments.spec_of(environment),
+            policy=policies.spec_of(policy),
+            algorithm=body.algorithm,
+            stop=body.stop,
+            evaluation=body.evaluation,
+            seed=seed,
+            device=body.device,
+        ),
+        known,
+    )
+    return store.create(
+        session,
+        policy_id=policy.id,
+        environment_id=environment.id,
+        start_updates=checkpoints.latest(session, policy.id).updates,
+        spec=spec.model_dump(mode="json"),
+        label=pgengine.label(spec, known).model_dump(mode="json"),
+        max_attempts=settings.max_attempts,
+        name=body.name,
+        metadata=dict(body.metadata),
+    )
+
+
+def _policy(
+    session: Session,
+    body: TrainingJobCreate,
+    environment: EnvironmentRow,
+    facts: EnvironmentFacts,
+    seed: int,
+    settings: Settings,
+) -> PolicyRow:
+    """The policy that the body names, or a new one as it describes."""
+    try:
+        if not isinstance(body.policy, str):
+            maximum = settings.max_policy_parameters
+            return policies.create(session, environment, body.policy, seed, body.name, max_parameters=maximum)
+        row = policies.get(session, body.policy)
+        policies.check_fits(session, row, facts)
+        return row
+    except SpecError as error:
+        raise error.under("/policy") from None
+    except NotFound as error:
+        raise NotFound(error.message, errors=[FieldError("/policy", "not_found", error.message)]) from None
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@router.get("", operation_id="list_training_jobs", summary="List training jobs")
+def list_training_jobs(query: Annotated[TrainingJobQuery, Query()], database: Db) -> Page[TrainingJob]:
+    """Training jobs, newest first."""
+    with database.read() as session:
+        page = store.list_(session, query, statuses=query.status, policy_id=query.policy_id)
+        data = [_body(session, row) for row in page.rows]
+    return Page(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
+
+
+@router.get("/{job_id}", operation_id="get_training_job", summary="Get a training job")
+def get_training_job(job_id: Id, database: Db) -> TrainingJob:
+    """The job with its state, its progress, and its result at the end."""
+    with database.read() as session:
+        return _body(session, store.get(session, job_id))
+
+
+@router.post("/{job_id}/cancel", operation_id="cancel_training_job", summary="Cancel a training job")
+def cancel_training_job(job_id: Id, database: Db) -> TrainingJob:
+    """Ends a queued job at once and a running one at its next update; its checkpoints stay. Repeatable."""
+    with database.write() as session:
+        return _body(session, store.request_cancel(session, job_id))
+
+
+@router.delete("/{job_id}", operation_id="delete_training_job", summary="Delete a training job", status_code=204)
+def delete_training_job(job_id: Id, database: Db) -> None:
+    """Removes an ended job with its events and metrics. Policy and checkpoints stay."""
+    with database.write() as session:
+        store.delete(session, job_id)
+
+
+@router.get(
+    "/{job_id}/checkpoints", operation_id="list_training_job_checkpoints", summary="List a training job's checkpoints"
+)
+def list_training_job_checkpoints(job_id: Id, query: Annotated[PageQuery, Query()], database: Db) -> Page[Checkpoint]:
+    """The checkpoints that the job has made, newest first."""
+    with database.read() as session:
+        store.get(session, job_id)
+        return checkpoint_page(checkpoints.list_(session, query, job_id=job_id))
+
+
+@router.get(
+    "/{job_id}/events",
+    operation_id="list_training_job_events",
+    summary="Read or follow a training job's events",
+    openapi_extra=tail.OPENAPI,
+)
+def list_training_job_events(
+    request: Request,
+    job_id: Id,
+    database: Db,
+    after: Annotated[str | None, Query(description="Begin behind the event with this `seq`.", examples=["0"])] = None,
+    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")] = 100,
+    follow: Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")] = True,
+) -> Response:
+    """Oldest first: a JSON page, or Server-Sent Events where Accept asks for `text/event-stream`.
+
+    A stream replays what follows `Last-Event-ID` or `after`, goes on with what happens, and ends behind the terminal
+    event.
+    """
+    follower = cast(tail.Tail, request.app.state.tail)
+    return tail.events_response(request, database, follower, job_id, after=after, limit=limit, follow=follow)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@router.get(
+    "/{job_id}/metrics",
+    operation_id="get_training_job_metrics",
+    summary="Get a training job's metrics",
+    response_model=Metrics,
+    responses={
+        200: {
+            "content": {
+                CSV: {"schema": {"type": "string"}},
+                NDJSON: {"schema": {"type": "string"}},
+            }
+        }
+    },
+)
+def get_training_job_metrics(
+    job_id: Id,
+    database: Db,
+    keys: Annotated[
+        str | None,
+        Query(
+            max_length=2048,
+            description="Names of metrics, separated by commas; all of them if left out.",
+            examples=["mean_return,entropy"],
+        ),
+    ] = None,
+    from_update: Annotated[int, Query(ge=0, le=LARGEST_INTEGER, description="First update.")] = 0,
+    max_points: Annotated[
+        int, Query(ge=2, le=LONGEST_CURVE, description="Most rows; minima and maxima survive the down-sampling.")
+    ] = 1000,
+    accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
+) -> Response:
+    """Metrics of the job's updates: in columns as JSON, or in rows as CSV or NDJSON, as Accept asks."""
+    media_type = negotiated(accept, (JSON, CSV, NDJSON))
+    names = None if keys is None else [name for name in keys.split(",") if name]
+    with database.read() as session:
+        store.get(session, job_id)
+        curves = store.metrics(session, job_id, names, from_update, max_points)
+    if media_type == CSV:
+        return Response(_csv(curves), media_type=CSV)
+    if media_type == NDJSON:
+        return Response(_ndjson(curves), media_type=NDJSON)
+    metrics = Metrics(
+        job_id=job_id,
+        keys=list(curves.values),
+        update=curves.updates,
+        env_steps=curves.env_steps,
+        attempt=curves.attempts,
+        values=curves.values,
+        nonfinite=curves.nonfinite,
+        recorded=curves.recorded,
+    )
+    return Response(metrics.model_dump_json(), media_type=JSON)
+
+
+def _rows(curves: store.Curves) -> Iterator[list[Any]]:
+    columns = [curves.updates, curves.env_steps, curves.attempts, *curves.values.values()]
+    yield from (list(row) for row in zip(*columns, strict=True))
+
+
+def _csv(curves: store.Curves) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(["update", "env_steps", "attempt", *curves.values])
+    writer.writerows(_rows(curves))
+    return text.getvalue()
+
+
+def _ndjson(curves: store.Curves) -> str:
+    names = ["update", "env_steps", "attempt", *curves.values]
+    lines = []
+    for row in _rows(curves):
+        nonfinite = [name for name, updates in curves.nonfinite.items() if row[0] in updates]
+        lines.append(json.dumps(dict(zip(names, row, strict=True)) | {"nonfinite": nonfinite}))
+    return "".join(f"{line}\n" for line in lines)
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+def _body(session: Session, row: Row) -> TrainingJob:
+    """A stored job as it is published."""
+    reason = store.queue_reason(session, row)
+    return TrainingJob(
+        id=row.id,
+        name=row.name,
+        status=cast(Any, row.status),
+        is_terminal=row.status in TERMINAL_STATUSES,
+        policy_id=row.policy_id,
+        environment_id=row.environment_id,
+        attempt=row.attempt,
+        label=cast(Any, row.label),
+        **{name: row.spec[name] for name in ("algorithm", "stop", "evaluation", "seed", "device")},
+        progress=Progress(updates=row.updates, env_steps=row.env_steps, episodes=row.episodes, fraction=row.fraction),
+        failure=cast(Any, row.failure),
+        result=cast(Any, row.result),
+        queue_position=None if reason is None else reason.ahead,
+        queue_reason=None if reason is None else QueueReason(code=reason.code, message=reason.message),
+        metadata=row.metadata_,
+        created_at=row.created_at,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,182 @@
+"""Bodies about jobs."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pgengine.labels import Label
+from pgengine.spec import AlgorithmSpec, EvaluationSpec, MlpPolicySpec, Seed, StopSpec
+from server.checkpoints.schemas import Evaluation
+from server.environments.schemas import EnvironmentReference
+from server.ids import CheckpointId, EnvironmentId, JobId, PolicyId
+from server.jobs.reports import FailureCode
+from server.pages import PageQuery
+from server.policies.schemas import PolicyReference
+from server.request import Answer, Body, Metadata, Name
+
+__all__ = [
+    "Failure",
+    "Metrics",
+    "Progress",
+    "QueueReason",
+    "Result",
+    "Status",
+    "TrainingJob",
+    "TrainingJobCreate",
+    "TrainingJobQuery",
+]
+
+Status = Literal["queued", "running", "pausing", "paused", "cancelling", "cancelled", "succeeded", "failed"]
+
+
+class TrainingJobCreate(Body):
+    """A training job to create. Everything but the environment has a default that works well."""
+
+    name: Name | None = None
+    """What people call it."""
+    environment: EnvironmentReference
+    """What to learn: an id, or a description."""
+    policy: PolicyReference = Field(default_factory=MlpPolicySpec)
+    """What learns: an id, which goes on from its latest checkpoint, or a description of a new one."""
+    algorithm: AlgorithmSpec = Field(default_factory=AlgorithmSpec)
+    """How it learns."""
+    stop: StopSpec = Field(default_factory=StopSpec)
+    """When it ends."""
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    """How the result is measured."""
+    seed: Seed | None = None
+    """Every random number of the job is derived from it. Left out: drawn, and returned."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where updates are computed; auto takes a GPU if there is one."""
+    metadata: Metadata = Field(default_factory=dict)
+    """What clients note on it."""
+
+
+class TrainingJobQuery(PageQuery):
+    """Query parameters of the list of training jobs."""
+
+    status: Annotated[list[Status], Field(max_length=8)] = Field(default_factory=list)
+    """Only jobs in one of these states; may be repeated."""
+    policy_id: PolicyId | None = None
+    """Only jobs of this policy."""
+
+
+class Progress(Answer):
+    """How far a job is, counted from its own beginning and not from the policy's."""
+
+    updates: int
+    """Updates of the optimizer."""
+    env_steps: int
+    """Environment steps of training."""
+    episodes: int
+    """Complete episodes of training."""
+    fraction: float
+    """Part of the nearest limit that is used up, in [0, 1]."""
+
+
+class Failure(Answer):
+    """Why a job failed."""
+
+    code: FailureCode
+    """Closed code."""
+    message: str
+    """The same for people."""
+
+
+class Result(Answer):
+    """What a job has come to."""
+
+    evaluation: Evaluation
+    """Of the final policy, on fresh episodes that nothing was selected by."""
+    checkpoint_id: CheckpointId
+    """The final policy."""
+    stopped_by: Literal["target_return", "updates", "env_steps", "seconds"]
+    """Which limit ended it."""
+    target_reached: bool | None
+    """Whether the target return was proven; null if there was none."""
+
+
+class QueueReason(Answer):
+    """Why a queued job waits."""
+
+    code: Literal["behind", "workers_busy", "waiting_for_worker"]
+    """Other jobs are older; every live worker has a job; no worker has taken it yet."""
+    message: str
+    """The same for people."""
+
+
+class TrainingJob(Answer):
+    """A request to train a policy, and what became of it."""
+
+    object: Literal["training_job"] = "training_job"
+    """Always `training_job`."""
+    id: JobId
+    """Its id."""
+    name: str | None
+    """What people call it."""
+    status: Status
+    """Its state."""
+    is_terminal: bool
+    """Whether the state is one of cancelled, succeeded and failed, which never change again."""
+    policy_id: PolicyId
+    """What learns."""
+    environment_id: EnvironmentId
+    """What it learns in."""
+    attempt: int
+    """1, and one more after each crash of a worker."""
+    label: Label
+    """What the gradient estimate is, compared with the gradient of the objective."""
+    algorithm: AlgorithmSpec
+    """How it learns, all defaults written out."""
+    stop: StopSpec
+    """When it ends, all defaults written out."""
+    evaluation: EvaluationSpec
+    """How the result is measured."""
+    seed: int
+    """Every random number of the job is derived from it."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where updates are computed."""
+    progress: Progress
+    """How far it is."""
+    failure: Failure | None
+    """Why it failed."""
+    result: Result | None
+    """What it has come to, once it has succeeded."""
+    queue_position: int | None
+    """How many queued jobs are older; null if it is not queued."""
+    queue_reason: QueueReason | None
+    """Why it waits; null if it is not queued."""
+    metadata: dict[str, str]
+    """What clients note on it."""
+    created_at: datetime
+    """When it was created."""
+    queued_at: datetime
+    """When it was queued, the last time."""
+    started_at: datetime | None
+    """When a worker took it for the first time."""
+    finished_at: datetime | None
+    """When it ended."""
+
+
+class Metrics(Answer):
+    """Metrics of a job in columns of equal length."""
+
+    object: Literal["metrics"] = "metrics"
+    """Always `metrics`."""
+    job_id: JobId
+    """The job."""
+    keys: list[str]
+    """Names of the columns."""
+    update: list[int]
+    """Updates that the policy had had, one for each row."""
+    env_steps: list[int]
+    """Environment steps of the job up to the update."""
+    attempt: list[int]
+    """Attempt that measured it."""
+    values: dict[str, list[float | None]]
+    """Columns by name; null where a value is missing or not finite."""
+    nonfinite: dict[str, list[int]]
+    """By name, the updates in which the value was not finite."""
+    recorded: int
+    """Updates that are recorded in the range; more than rows if the curve was down-sampled."""

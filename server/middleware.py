@@ -1,0 +1,349 @@
+"""The gate: everything that is true of every request before a route sees it.
+
+One layer of plain ASGI, because layers that wrap responses break streams, and because the act path has no time for
+more. In this order: request id, Host, Origin, key, scope, size and media type of the body; then the act endpoint or
+the application. What raises behind it becomes a problem document. Knows no feature and no table.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from hashlib import sha256
+from time import monotonic, perf_counter
+from typing import Any, Protocol
+
+import uuid_utils
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from server.errors import (
+    PROBLEM_MEDIA_TYPE,
+    ApiError,
+    Forbidden,
+    HostNotAllowed,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    PayloadTooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+    problem,
+)
+from server.metrics import Metrics
+from server.settings import Settings, is_loopback
+
+__all__ = ["ACT_ROUTE", "KEY_CACHE_SECONDS", "Asgi", "Caller", "Gate", "Receive", "Scope", "Send"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+KEY_CACHE_SECONDS = 5.0
+"""A revoked key works at most so long in each API process."""
+
+ACT_ROUTE = "/v1/policies/{policy_id}/act"
+
+_MAX_CACHED = 10_000
+_PROBES = frozenset({"/livez", "/readyz"})
+_OPEN = _PROBES | {"/docs", "/openapi.json"}
+_OPEN_BELOW = "/docs/"
+_ACT_PREFIX = "/v1/policies/"
+_ACT_SUFFIX = "/act"
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+_SCHEME = re.compile(r"^https?://")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"content-type")
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_PREFLIGHT_HEADERS = (
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, last-event-id, x-request-id"),
+    (b"access-control-max-age", b"600"),
+)
+_EXPOSED_HEADERS = (b"access-control-expose-headers", b"etag, location, retry-after, x-request-id, x-should-retry")
+
+_log = logging.getLogger(__name__)
+
+
+class Caller(Protocol):
+    """Who sends a request, as the key store says."""
+
+    @property
+    def scopes(self) -> Collection[str]:
+        """What the key allows: read, act, train, admin."""
+        ...
+
+
+class Gate:
+    """The outermost ASGI application.
+
+    Leaves `request_id`, `identity` and, for act, `policy_id` (as sent, not checked) in `scope["state"]`.
+
+    Args:
+        app: The application behind the gate.
+        act: Answers POST /v1/policies/{policy_id}/act; no router stands before it.
+        settings: Hosts, origins and the size of bodies.
+        metrics: Counts and times requests.
+        verify: The caller whose secret this is, or None; asked in a thread, at most every 5 seconds for one secret.
+        anyone: The caller of every request when no keys are asked for.
+    """
+
+    def __init__(
+        self,
+        app: Asgi,
+        act: Asgi,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        verify: Callable[[str], Caller | None],
+        anyone: Caller | None = None,
+    ) -> None:
+        self._app = app
+        self._act = act
+        self._metrics = metrics
+        self._max_body = settings.max_body_bytes
+        self._anyone = anyone
+        self._keys = _Keys(verify)
+        self._hosts = _Hosts(settings)
+        self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server."""
+        if scope["type"] == "http":
+            headers = dict(scope["headers"])
+            exchange = _Exchange(scope, send, self._metrics, headers.get(b"x-request-id"))
+            await self._http(scope, headers, receive, exchange)
+        elif scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, exchange: "_Exchange") -> None:
+        try:
+            await self._pass(scope, headers, receive, exchange)
+        except ApiError as error:
+            await exchange.refuse(error)
+        except ClientDisconnect:
+            _log.debug("request %s: the client went away", exchange.request_id)
+        # the last resort of the whole server
+        except Exception:  # noqa: BLE001
+            _log.exception("request %s: %s %s failed", exchange.request_id, scope["method"], scope["path"])
+            await exchange.refuse(InternalError())
+
+    async def _pass(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, exchange: "_Exchange") -> None:
+        if len(headers) != len(scope["headers"]):
+            _check_repeated(scope["headers"])
+        state = scope.setdefault("state", {})
+        state["request_id"] = exchange.request_id
+        method, path = scope["method"], scope["path"]
+        if path not in _PROBES and not self._hosts.allowed(headers.get(b"host", b"")):
+            raise HostNotAllowed()
+        if b"origin" in headers:
+            exchange.origin = self._origin(headers)
+            if method == "OPTIONS" and exchange.origin is not None and b"access-control-request-method" in headers:
+                return await exchange.answer(204, _PREFLIGHT_HEADERS, b"")
+        policy_id = _policy_to_act(path)
+        if path not in _OPEN and not path.startswith(_OPEN_BELOW):
+            state["identity"] = await self._caller(headers, _scope_of(method, policy_id))
+        if method in _WITH_BODY:
+            receive = self._body(headers, receive)
+        if policy_id is None:
+            return await self._app(scope, receive, exchange.send)
+        exchange.route = ACT_ROUTE
+        if method != "POST":
+            raise MethodNotAllowed(headers={"allow": "POST"})
+        state["policy_id"] = policy_id
+        await self._act(scope, receive, exchange.send)
+
+    def _origin(self, headers: dict[bytes, bytes]) -> bytes | None:
+        """The origin to name in CORS headers; None for a page of this server itself."""
+        raw = headers[b"origin"]
+        origin = raw.decode("latin-1").lower()
+        if origin in self._origins:
+            return raw
+        # the Host was checked before, so this is not a name that somebody pointed at us
+        if _SCHEME.sub("", origin) == headers.get(b"host", b"").decode("latin-1").lower():
+            return None
+        raise OriginNotAllowed()
+
+    async def _caller(self, headers: dict[bytes, bytes], scope_name: str) -> Caller:
+        caller = self._anyone or await self._keys.caller(headers.get(b"authorization"))
+        if scope_name not in caller.scopes and "admin" not in caller.scopes:
+            has = ", ".join(sorted(caller.scopes)) or "none"
+            raise Forbidden(f"The key lacks the scope `{scope_name}`; it has: {has}.")
+        return caller
+
+    def _body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+        length = headers.get(b"content-length")
+        if length is None and b"transfer-encoding" not in headers:
+            return _bounded(receive, self._max_body)
+        if length != b"0":
+            _check_media_type(headers)
+        if length is None:
+            return _bounded(receive, self._max_body)
+        # the server hands over no more than was announced
+        if not length.isdigit() or len(length) > 15 or int(length) > self._max_body:
+            raise _too_large(self._max_body)
+        return receive
+
+
+class _Exchange:
+    """One request's way back: what every response carries, and the count of it."""
+
+    __slots__ = ("_began", "_metrics", "_scope", "_send", "_started", "origin", "request_id", "route")
+
+    def __init__(self, scope: Scope, send: Send, metrics: Metrics, request_id: bytes | None) -> None:
+        self._scope = scope
+        self._send = send
+        self._metrics = metrics
+        self._began = perf_counter()
+        self._started = False
+        if request_id is not None and _REQUEST_ID.fullmatch(request_id):
+            self.request_id = request_id.decode()
+        else:
+            self.request_id = uuid_utils.uuid7().hex
+        self.origin: bytes | None = None
+        self.route: str | None = None
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the response."""
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
+            if self.origin is not None:
+                headers += [(b"access-control-allow-origin", self.origin), (b"vary", b"Origin"), _EXPOSED_HEADERS]
+            message = {**message, "headers": headers}
+            self._count(message["status"])
+        await self._send(message)
+
+    async def answer(self, status: int, headers: Collection[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole response."""
+        await self.send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, error: ApiError) -> None:
+        """Send a problem document; a response that has begun is cut off instead."""
+        if self._started:
+            return
+        body = json.dumps(problem(error, self.request_id)).encode()
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+        headers += [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        await self.answer(error.status, headers, body)
+
+    def _count(self, status: int) -> None:
+        # only the template of a route may become a label; paths are endless
+        route = self.route or str(getattr(self._scope.get("route"), "path", "unmatched"))
+        self._metrics.request_finished(route, self._scope["method"], status, perf_counter() - self._began)
+
+
+class _Keys:
+    """Callers by their secret, remembered for a few seconds. Only hashes of secrets are kept."""
+
+    def __init__(self, verify: Callable[[str], Caller | None]) -> None:
+        self._verify = verify
+        self._known: dict[bytes, tuple[Caller, float]] = {}
+
+    async def caller(self, authorization: bytes | None) -> Caller:
+        if authorization is None:
+            raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")
+        digest = sha256(authorization).digest()
+        known = self._known.get(digest)
+        if known is not None and monotonic() < known[1]:
+            return known[0]
+        asked_at = monotonic()
+        scheme, _, secret = authorization.decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")
+        caller = await run_in_threadpool(self._verify, secret.strip())
+        if caller is None:
+            self._known.pop(digest, None)
+            raise Unauthorized("The API key is unknown or revoked.")
+        if len(self._known) >= _MAX_CACHED:
+            self._known.clear()
+        self._known[digest] = (caller, asked_at + KEY_CACHE_SECONDS)
+        return caller
+
+
+class _Hosts:
+    """Which Host headers are answered: a name that an attacker points at this machine is not."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = {name.lower() for name in (settings.host, *settings.allowed_hosts)}
+        self._any = "*" in settings.allowed_hosts
+        self._known: set[bytes] = set()
+
+    def allowed(self, header: bytes) -> bool:
+        if self._any or header in self._known:
+            return True
+        name = _host_name(header.decode("latin-1").lower())
+        if name not in self._names and not is_loopback(name):
+            return False
+        if len(self._known) < _MAX_CACHED:
+            self._known.add(header)
+        return True
+
+
+def _host_name(host: str) -> str:
+    """`[::1]:8000` as `::1`, `localhost:8000` as `localhost`."""
+    bracketed = re.fullmatch(r"\[([0-9a-f:.]+)\](:\d*)?", host)
+    if bracketed:
+        return bracketed.group(1)
+    name, colon, port = host.partition(":")
+    return name.removesuffix(".") if not colon or port.isdigit() else ""
+
+
+def _check_repeated(headers: Collection[tuple[bytes, bytes]]) -> None:
+    # two readers that pick different ones of two values can be played off against each other
+    for name in _ONCE:
+        if sum(n == name for n, _ in headers) > 1:
+            raise InvalidRequest(f"The header {name.decode()} may occur once.")
+
+
+def _policy_to_act(path: str) -> str | None:
+    """The policy that is asked to act, or None for every other path."""
+    if not path.endswith(_ACT_SUFFIX) or not path.startswith(_ACT_PREFIX):
+        return None
+    policy_id = path[len(_ACT_PREFIX) : -len(_ACT_SUFFIX)]
+    return policy_id if policy_id and "/" not in policy_id else None
+
+
+def _scope_of(method: str, policy_id: str | None) -> str:
+    """Which scope a request needs; a route that does not exist yet is covered, too."""
+    if policy_id is not None:
+        return "act"
+    return "read" if method in _READING else "train"
+
+
+def _check_media_type(headers: dict[bytes, bytes]) -> None:
+    media_type = headers.get(b"content-type", b"")
+    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+        raise UnsupportedMediaType("Send JSON, with the header `Content-Type: application/json`.")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Send the body without Content-Encoding.")
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """A body of unannounced length, read up to the limit."""
+    taken = 0
+
+    async def bounded() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > limit:
+            raise _too_large(limit)
+        return message
+
+    return bounded
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"A body may have {limit} bytes (PGENGINE_MAX_BODY_BYTES).")

@@ -1,0 +1,528 @@
+"""Asking a policy for actions: the one path of the server that is made for speed.
+
+    body → typed request → loaded policy (memory) → observations → actions → answer
+
+A raw ASGI application, dispatched before FastAPI's router. It opens no transaction while the policy is in memory:
+loaded policies are kept by checkpoint id, and what `latest` and `best` mean is read again by one query a second for all
+policies that are being asked. Whatever is long (a miss, a large body, a large batch) runs in a thread, so that small
+requests do not wait behind it.
+"""
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from pgengine.errors import ObservationError
+from pgengine.spec import LARGEST_INTEGER
+from server.checkpoints import store as checkpoints
+from server.database import Database
+from server.errors import FieldError, InvalidRequest, NotFound
+from server.ids import is_id
+from server.metrics import Metrics
+from server.request import decode, invalid, pointer_to
+
+if TYPE_CHECKING:
+    from pgengine import Policy
+
+__all__ = ["OPENAPI", "STALE_SECONDS", "ActEndpoint"]
+
+REFRESH_SECONDS = 1.0
+"""How often the meaning of `latest` and `best` is read again while policies are being asked."""
+
+STALE_SECONDS = 2.0
+"""Nothing older than this is ever answered: a request that finds older knowledge waits for new."""
+
+IDLE_SECONDS = 60.0
+"""A policy that nobody has asked for so long is no longer kept up to date; the next request reads it again."""
+
+INLINE_BYTES = 8_192
+INLINE_WORK = 4_000_000
+"""Bodies of so many bytes, and so many rows times parameters, take about half a millisecond on one core and stay on the
+event loop, where a thread would add a tenth of a millisecond to each; what is larger would keep others waiting."""
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+
+
+class ActRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):
+    """The body of a request for actions. Observations stay as they came; the policy knows what they must look like."""
+
+    observation: Any = msgspec.UNSET
+    observations: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    deterministic: bool = False
+    seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] | None = None
+    checkpoint: str = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A policy in memory, and which checkpoint it is."""
+
+    policy: "Policy"
+    policy_id: str
+    checkpoint_id: str
+    updates: int
+    size: int
+    parameters: int
+
+
+class ActEndpoint:
+    """Answers `POST /v1/policies/{policy_id}/act`.
+
+    Args:
+        database: Where policies are read from when they are not in memory.
+        metrics: What counts the answers.
+        max_batch: Most observations in one request.
+        max_depth: How many lists and objects may lie inside each other in a body.
+        cache_policies: Most policies kept in memory.
+        cache_bytes: Most bytes of checkpoints kept in memory; the newest one is kept however large it is.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        metrics: Metrics,
+        max_batch: int,
+        max_depth: int,
+        cache_policies: int = 64,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        self._cache = _PolicyCache(database, cache_policies, cache_bytes)
+        self._metrics = metrics
+        self._max_batch = max_batch
+        self._max_depth = max_depth
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request.
+
+        Raises:
+            ApiError: before anything is sent; the gate writes it as a problem document.
+        """
+        body = await _read(receive)
+        began = time.perf_counter()
+        request = await self._request(body)
+        rows = self._rows(request)
+        loaded = self._cache.peek(scope["state"]["policy_id"], request.checkpoint)
+        if loaded is None:
+            loaded = await self._cache.find(scope["state"]["policy_id"], request.checkpoint)
+        if len(body) <= INLINE_BYTES and rows * loaded.parameters <= INLINE_WORK:
+            answer = _answer(loaded, request)
+        else:
+            answer = await asyncio.to_thread(_answer, loaded, request)
+        self._metrics.act_answered(rows, time.perf_counter() - began)
+        length = str(len(answer)).encode()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer})
+
+    async def stop(self) -> None:
+        """Waits for what is still being read."""
+        await self._cache.stop()
+
+    async def _request(self, body: bytes) -> ActRequest:
+        if len(body) <= INLINE_BYTES:
+            return _decode(body, self._max_depth)
+        return await asyncio.to_thread(_decode, body, self._max_depth)
+
+    def _rows(self, request: ActRequest) -> int:
+        """How many observations there are; refuses none, both kinds, and too many."""
+        if request.observations is msgspec.UNSET:
+            if request.observation is msgspec.UNSET:
+                raise invalid("/observation", "missing", "Expected either observation or observations.")
+            return 1
+        if request.observation is not msgspec.UNSET:
+            raise invalid("/observations", "conflict", "Expected either observation or observations, not both.")
+        rows = len(request.observations)
+        if not 1 <= rows <= self._max_batch:
+            code = "too_short" if rows == 0 else "too_long"
+            raise invalid("/observations", code, f"Expected 1 to {self._max_batch} observations.")
+        return rows
+
+
+# --- body -------------------------------------------------------------------------------------------------------------
+
+
+async def _read(receive: Receive) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body
+    parts = [body]
+    while message.get("more_body", False):
+        message = await receive()
+        parts.append(message.get("body", b""))
+    return b"".join(parts)
+
+
+_decoder = msgspec.json.Decoder(ActRequest)
+_FIELD = re.compile(r"`\$\.(\w+)")
+_EXPECTED = {
+    "observations": ("list_type", "Expected a list of observations."),
+    "deterministic": ("bool_type", "Expected true or false."),
+    "seed": ("int_type", f"Expected an integer from 0 to {LARGEST_INTEGER}, or null."),
+    "checkpoint": ("malformed_id", "Expected latest, best, or an id: ckpt_ and 32 hexadecimal digits."),
+}
+
+
+def _decode(body: bytes, max_depth: int) -> ActRequest:
+    """The request, checked as far as it can be without the policy."""
+    try:
+        return _decoder.decode(body)
+    except (ValueError, RecursionError) as error:
+        # the reader that all other routes use takes longer, and says where and what is wrong
+        value = decode(body, max_depth)
+        raise _explain(value, error) from None
+
+
+def _explain(value: Any, error: Exception) -> InvalidRequest:
+    """Why a body that is good JSON is no request."""
+    if not isinstance(value, dict):
+        return invalid("", "object_type", "Expected an object.")
+    fields = ActRequest.__struct_fields__
+    unknown = [name for name in value if name not in fields][:20]
+    if unknown:
+        message = f"This field is not known here; expected {', '.join(fields)}."
+        return InvalidRequest(
+            errors=[FieldError(pointer_to("", name), "unknown_field", message) for name in unknown[:20]]
+        )
+    field = _FIELD.search(str(error))
+    name = field[1] if field else "observation"
+    return invalid(f"/{name}", *_EXPECTED.get(name, ("observation_kind", "Expected numbers.")))
+
+
+# --- answer -----------------------------------------------------------------------------------------------------------
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _answer(loaded: _Loaded, request: ActRequest) -> bytes:
+    """The whole answer as JSON; numbers that are not finite are null."""
+    batch = request.observations is not msgspec.UNSET
+    root = "/observations" if batch else "/observation"
+    try:
+        observations = loaded.policy.parse(request.observations if batch else request.observation, batch=batch)
+    except ObservationError as error:
+        raise invalid(root + error.pointer, error.code, error.message) from None
+    try:
+        acted = loaded.policy.act(observations, seed=request.seed, deterministic=request.deterministic)
+    except ObservationError as error:
+        # here the pointer counts rows, of which a single observation is the only one
+        raise invalid(root + error.pointer if batch else root, error.code, error.message) from None
+    answer: dict[str, Any]
+    if batch:
+        answer = {"actions": acted.actions.tolist(), "log_probs": acted.log_probs.tolist()}
+        if acted.probabilities is not None:
+            answer["probabilities"] = acted.probabilities.tolist()
+        if acted.mean is not None and acted.sigma is not None:
+            answer["means"] = acted.mean.tolist()
+            answer["sigmas"] = np.broadcast_to(acted.sigma, acted.mean.shape).tolist()
+            answer["samples"] = acted.samples.tolist()
+    else:
+        answer = {"action": acted.actions[0].tolist(), "log_prob": acted.log_probs[0].tolist()}
+        if acted.probabilities is not None:
+            answer["probabilities"] = acted.probabilities[0].tolist()
+        if acted.mean is not None and acted.sigma is not None:
+            answer["mean"] = acted.mean[0].tolist()
+            answer["sigma"] = np.broadcast_to(acted.sigma, acted.mean.shape)[0].tolist()
+            answer["sample"] = acted.samples[0].tolist()
+    answer["checkpoint_id"] = loaded.checkpoint_id
+    answer["updates"] = loaded.updates
+    return _encode(answer)
+
+
+# --- policies in memory -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a policy: its newest and its best checkpoint, since when, and when it was last asked."""
+
+    heads: checkpoints.Heads
+    read_at: float
+    asked_at: float
+
+
+class _PolicyCache:
+    """Loaded policies by checkpoint id. Lives on the event loop; only reading happens in threads."""
+
+    def __init__(self, database: Database, most_policies: int, most_bytes: int) -> None:
+        self._database = database
+        self._most_policies = most_policies
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._known: dict[str, _Known] = {}
+        # one reader for each thing that is missing, however many requests wait for it
+        self._flights: dict[str, asyncio.Task[Any]] = {}
+
+    def peek(self, policy_id: str, checkpoint: str) -> _Loaded | None:
+        """The policy if it is in memory and known to be fresh; never waits."""
+        known = self._known.get(policy_id)
+        if known is None:
+            return None
+        now = time.monotonic()
+        age = now - known.read_at
+        if age >= STALE_SECONDS:
+            return None
+        known.asked_at = now
+        if age >= REFRESH_SECONDS and _REFRESH not in self._flights:
+            self._fly(_REFRESH, self._refresh)
+        loaded = self._loaded.get(_checkpoint_id(known.heads, checkpoint) or "")
+        if loaded is None or loaded.policy_id != policy_id:
+            return None
+        self._loaded.move_to_end(loaded.checkpoint_id)
+        return loaded
+
+    async def find(self, policy_id: str, checkpoint: str) -> _Loaded:
+        """The policy, read from the database if need be.
+
+        Raises:
+            InvalidRequest: if one of the two ids is malformed.
+            NotFound: if there is no such policy, or it has no such checkpoint.
+        """
+        if not is_id("pol", policy_id):
+            raise invalid("/policy_id", "malformed_id", "Expected an id: pol_ and 32 hexadecimal digits.")
+        if checkpoint not in ("latest", "best") and not is_id("ckpt", checkpoint):
+            raise invalid("/checkpoint", *_EXPECTED["checkpoint"])
+        known = self._known.get(policy_id)
+        if known is None or time.monotonic() - known.read_at >= STALE_SECONDS:
+            known = await self._fly(policy_id, lambda: self._read(policy_id))
+        checkpoint_id = _checkpoint_id(known.heads, checkpoint)
+        if checkpoint_id is None:
+            raise NotFound("no checkpoint of this policy has been evaluated yet, so there is no best one")
+        loaded = self._loaded.get(checkpoint_id)
+        if loaded is None:
+            try:
+                loaded = await self._fly(checkpoint_id, lambda: self._load(checkpoint_id))
+            except NotFound:
+                if checkpoint == checkpoint_id:
+                    raise
+                # a repeated update has replaced it since it was read which one is the newest
+                self._known.pop(policy_id, None)
+                return await self.find(policy_id, checkpoint)
+        if loaded.policy_id != policy_id:
+            raise NotFound("this policy has no such checkpoint")
+        return loaded
+
+    async def stop(self) -> None:
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+
+    def _fly(self, key: str, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """Joins the reader of this key, or starts it; a request that is cancelled does not take it along."""
+        task = self._flights.get(key)
+        if task is None:
+            task = self._flights[key] = asyncio.ensure_future(read())
+            task.add_done_callback(lambda ended: self._landed(key, ended))
+        return asyncio.shield(task)
+
+    def _landed(self, key: str, task: asyncio.Task[Any]) -> None:
+        del self._flights[key]
+        if not task.cancelled():
+            task.exception()  # those who wait get it; a refresh that fails is tried again by the next request
+
+    async def _read(self, policy_id: str) -> _Known:
+        """Reads one policy that was not known, or not lately."""
+        now = time.monotonic()
+        heads = (await asyncio.to_thread(self._heads, [policy_id])).get(policy_id)
+        if heads is None:
+            self._forget(policy_id)
+            raise NotFound("there is no such policy")
+        known = self._known[policy_id] = _Known(heads, now, now)
+        return known
+
+    async def _refresh(self) -> None:
+        """Reads all policies that are being asked, in one query, and forgets those that are gone or idle."""
+        now = time.monotonic()
+        asked = [policy_id for policy_id, known in self._known.items() if now - known.asked_at < IDLE_SECONDS]
+        found = await asyncio.to_thread(self._heads, asked)
+        for policy_id, known in list(self._known.items()):
+            heads = found.get(policy_id)
+            if heads is not None:
+                known.heads, known.read_at = heads, now
+            elif known.read_at < now:
+                self._forget(policy_id)
+
+    def _heads(self, policy_ids: list[str]) -> dict[str, checkpoints.Heads]:
+        with self._database.read() as session:
+            return checkpoints.heads(session, policy_ids)
+
+    def _forget(self, policy_id: str) -> None:
+        self._known.pop(policy_id, None)
+        for loaded in [loaded for loaded in self._loaded.values() if loaded.policy_id == policy_id]:
+            self._drop(loaded.checkpoint_id)
+
+    async def _load(self, checkpoint_id: str) -> _Loaded:
+        loaded = await asyncio.to_thread(self._load_now, checkpoint_id)
+        self._loaded[checkpoint_id] = loaded
+        self._bytes += loaded.size
+        while len(self._loaded) > 1 and (len(self._loaded) > self._most_policies or self._bytes > self._most_bytes):
+            self._drop(next(iter(self._loaded)))
+        return loaded
+
+    def _drop(self, checkpoint_id: str) -> None:
+        self._bytes -= self._loaded.pop(checkpoint_id).size
+
+    def _load_now(self, checkpoint_id: str) -> _Loaded:
+        # imported here: a process that never acts need not load the engine
+        import pgengine
+
+        with self._database.read() as session:
+            row = checkpoints.get(session, checkpoint_id)
+            data = checkpoints.content(session, checkpoint_id)
+        policy = pgengine.load(data)
+        parameters = sum(array.size for array in policy.parameters.values())
+        return _Loaded(policy, row.policy_id, row.id, row.updates, len(data), parameters)
+
+
+_REFRESH = "refresh"
+
+
+def _checkpoint_id(heads: checkpoints.Heads, checkpoint: str) -> str | None:
+    if checkpoint == "latest":
+        return heads.latest
+    if checkpoint == "best":
+        return heads.best
+    return checkpoint
+
+
+# --- description ------------------------------------------------------------------------------------------------------
+
+_OBSERVATION: dict[str, Any] = {
+    "description": "One observation: an integer of a discrete space, a nested list of numbers of a box.",
+    "anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "array", "items": {}}],
+}
+_ACTION: dict[str, Any] = {
+    "description": "One action for the environment: an integer, or a nested list of numbers.",
+    "anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "array", "items": {}}],
+}
+_NUMBER: dict[str, Any] = {"type": ["number", "null"]}
+_NUMBERS: dict[str, Any] = {"type": "array", "items": _NUMBER}
+_ROWS: dict[str, Any] = {"type": "array", "items": _NUMBERS}
+_CHECKPOINT: dict[str, Any] = {
+    "checkpoint_id": {"type": "string", "description": "Exactly the checkpoint that answered."},
+    "updates": {"type": "integer", "description": "Updates that it has had."},
+}
+_HOW: dict[str, Any] = {
+    "deterministic": {
+        "type": "boolean",
+        "default": False,
+        "description": "The most probable action instead of a draw.",
+    },
+    "seed": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": LARGEST_INTEGER,
+        "default": None,
+        "description": (
+            "Makes the draws repeatable. Row i draws the same in every batch that has a row i, so the first row of a "
+            "batch gets what the single observation gets. Null draws from the operating system."
+        ),
+    },
+    "checkpoint": {
+        "type": "string",
+        "default": "latest",
+        "description": "`latest`, `best` (highest evaluation) or the id of a checkpoint of this policy.",
+    },
+}
+
+OPENAPI: dict[str, Any] = {
+    "operationId": "act",
+    "summary": "Ask a policy for actions",
+    "description": (
+        "Answers before, while and after the policy trains. What `latest` and `best` mean, and whether the policy "
+        f"still exists, is at most {STALE_SECONDS:g} seconds old; the answer names the checkpoint that gave it."
+    ),
+    "tags": ["policies"],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "oneOf": [
+                        {
+                            "title": "ActOnOne",
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["observation"],
+                            "properties": {"observation": _OBSERVATION, **_HOW},
+                        },
+                        {
+                            "title": "ActOnBatch",
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["observations"],
+                            "properties": {
+                                "observations": {"type": "array", "minItems": 1, "items": _OBSERVATION},
+                                **_HOW,
+                            },
+                        },
+                    ]
+                },
+                "examples": {
+                    "one": {"value": {"observation": [0.01, -0.02, 0.03, 0.04]}},
+                    "batch": {"value": {"observations": [[0.01, -0.02, 0.03, 0.04]], "deterministic": True}},
+                },
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": (
+                "The action and its log-probability; of a softmax policy the probabilities, of a Gaussian policy mean, "
+                "sigma and the raw draw that the log-probability belongs to. For a batch the same in plural."
+            ),
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            {
+                                "title": "Acted",
+                                "type": "object",
+                                "required": ["action", "log_prob", "checkpoint_id", "updates"],
+                                "properties": {
+                                    "action": _ACTION,
+                                    "log_prob": _NUMBER,
+                                    "probabilities": _NUMBERS,
+                                    "mean": _NUMBERS,
+                                    "sigma": _NUMBERS,
+                                    "sample": _NUMBERS,
+                                    **_CHECKPOINT,
+                                },
+                            },
+                            {
+                                "title": "ActedBatch",
+                                "type": "object",
+                                "required": ["actions", "log_probs", "checkpoint_id", "updates"],
+                                "properties": {
+                                    "actions": {"type": "array", "items": _ACTION},
+                                    "log_probs": _NUMBERS,
+                                    "probabilities": _ROWS,
+                                    "means": _ROWS,
+                                    "sigmas": _ROWS,
+                                    "samples": _ROWS,
+                                    **_CHECKPOINT,
+                                },
+                            },
+                        ]
+                    }
+                }
+            },
+        }
+    },
+}
+"""The OpenAPI operation, as it stands under `paths`: no route of FastAPI describes this endpoint."""

@@ -1,0 +1,145 @@
+"""Policies over HTTP; asking them for actions is in `act`."""
+
+import secrets
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from fastapi import Body as JsonBody
+from sqlalchemy.orm import Session
+
+from pgengine.errors import SpecError
+from pgengine.spaces import action_schema, observation_schema
+from server.checkpoints import store as checkpoints
+from server.checkpoints.routes import checkpoint_page
+from server.checkpoints.schemas import Checkpoint
+from server.environments import store as environments
+from server.environments.routes import Allowed, facts_of_inline, referred
+from server.environments.schemas import CARTPOLE
+from server.idempotency import Reply
+from server.ids import PolicyId
+from server.pages import Page, PageQuery
+from server.policies import store
+from server.policies.schemas import Policy, PolicyCreate, PolicySummary
+from server.policies.store import Policy as Row
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, written
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1", tags=["policies"], route_class=StrictRoute)
+
+Id = Annotated[PolicyId, Path(description="Id of a policy.")]
+
+
+@router.post(
+    "/policies", operation_id="create_policy", summary="Create a policy", status_code=201, response_model=Policy
+)
+def create_policy(
+    body: Annotated[
+        PolicyCreate,
+        JsonBody(
+            openapi_examples={
+                "default": {"summary": "The default network", "value": {"environment": CARTPOLE}},
+                "mlp": {
+                    "summary": "A network of one's own",
+                    "value": {
+                        "environment": CARTPOLE,
+                        "policy": {"kind": "mlp", "hidden": [32], "activation": "relu"},
+                        "seed": 7,
+                        "name": "small",
+                    },
+                },
+            }
+        ),
+    ],
+    database: Db,
+    settings: Configured,
+    allowed: Allowed,
+    creation: Creation,
+) -> Response:
+    """Draws a policy from a seed and keeps it as checkpoint 0; it can act at once."""
+    with database.read() as session:
+        facts = facts_of_inline(session, body.environment, allowed)
+    seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
+    with database.write() as session:
+
+        def create() -> Reply:
+            environment = referred(session, body.environment, allowed, facts)
+            try:
+                row = store.create(
+                    session,
+                    environment,
+                    body.policy,
+                    seed,
+                    body.name,
+                    dict(body.metadata),
+                    max_parameters=settings.max_policy_parameters,
+                )
+            except SpecError as error:
+                raise error.under("/policy") from None
+            answer = _body(session, row).model_dump(mode="json")
+            return Reply(201, answer, {"location": f"/v1/policies/{row.id}"})
+
+        reply = creation.answer(session, create)
+    return written(reply)
+
+
+@router.get("/policies", operation_id="list_policies", summary="List policies")
+def list_policies(query: Annotated[PageQuery, Query()], database: Db) -> Page[PolicySummary]:
+    """Policies, newest first."""
+    with database.read() as session:
+        page = store.list_(session, query)
+        heads = checkpoints.heads(session, [row.id for row in page.rows])
+    data = [PolicySummary(**_summary(row, heads[row.id])) for row in page.rows]
+    return Page(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
+
+
+@router.get("/policies/{policy_id}", operation_id="get_policy", summary="Get a policy")
+def get_policy(policy_id: Id, database: Db) -> Policy:
+    """The policy with its spaces and its latest checkpoint."""
+    with database.read() as session:
+        return _body(session, store.get(session, policy_id))
+
+
+@router.delete("/policies/{policy_id}", operation_id="delete_policy", summary="Delete a policy", status_code=204)
+def delete_policy(policy_id: Id, database: Db) -> None:
+    """Removes a policy that no job refers to, with its checkpoints."""
+    with database.write() as session:
+        store.delete(session, policy_id)
+
+
+@router.get(
+    "/policies/{policy_id}/checkpoints", operation_id="list_policy_checkpoints", summary="List a policy's checkpoints"
+)
+def list_policy_checkpoints(policy_id: Id, query: Annotated[PageQuery, Query()], database: Db) -> Page[Checkpoint]:
+    """The policy's checkpoints, newest first."""
+    with database.read() as session:
+        store.get(session, policy_id)
+        return checkpoint_page(checkpoints.list_(session, query, policy_id=policy_id))
+
+
+def _body(session: Session, row: Row) -> Policy:
+    facts = environments.facts_of(environments.get(session, row.environment_id))
+    heads = checkpoints.heads(session, [row.id])[row.id]
+    return Policy(
+        **_summary(row, heads),
+        spec=store.spec_of(row),
+        best_checkpoint_id=heads.best,
+        observation_space=facts.observation_space,
+        action_space=facts.action_space,
+        observation_schema=observation_schema(facts.observation_space),
+        action_schema=action_schema(facts.action_space),
+    )
+
+
+def _summary(row: Row, heads: checkpoints.Heads) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "name": row.name,
+        "metadata": row.metadata_,
+        "environment_id": row.environment_id,
+        "kind": row.spec["kind"],
+        "seed": row.seed,
+        "updates": heads.latest_updates,
+        "checkpoint_id": heads.latest,
+        "created_at": row.created_at,
+    }

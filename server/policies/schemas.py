@@ -1,0 +1,81 @@
+"""Bodies about policies."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from pgengine.spaces import SpaceSpec
+from pgengine.spec import MlpPolicySpec, PolicySpec, Seed
+from server.environments.schemas import EnvironmentReference, id_or_inline
+from server.ids import CheckpointId, EnvironmentId, PolicyId
+from server.request import Answer, Body, Metadata, Name
+
+__all__ = ["Policy", "PolicyCreate", "PolicyReference", "PolicySummary"]
+
+PolicyReference = Annotated[
+    Annotated[PolicyId, Tag("id")] | Annotated[PolicySpec, Tag("inline")],
+    Discriminator(
+        id_or_inline,
+        custom_error_type="id_or_object",
+        custom_error_message="Expected an id (pol_…) or an object with a kind.",
+    ),
+]
+"""A policy that exists, by its id, or one described here."""
+
+
+class PolicyCreate(Body):
+    """A policy to create."""
+
+    environment: EnvironmentReference
+    """What it will act in: an id, or a description."""
+    policy: PolicySpec = Field(default_factory=MlpPolicySpec)
+    """Network and distribution. Left out: a network with two hidden layers."""
+    seed: Seed | None = None
+    """Initial parameters are drawn from it. Left out: drawn, and returned."""
+    name: Name | None = None
+    """What people call it."""
+    metadata: Metadata = Field(default_factory=dict)
+    """What clients note on it."""
+
+
+class PolicySummary(Answer):
+    """A policy in a list: without arrays."""
+
+    object: Literal["policy"] = "policy"
+    """Always `policy`."""
+    id: PolicyId
+    """Its id."""
+    name: str | None
+    """What people call it."""
+    metadata: dict[str, str]
+    """What clients note on it."""
+    environment_id: EnvironmentId
+    """The environment that it was made for."""
+    kind: Literal["linear", "mlp"]
+    """Which network it is."""
+    seed: int
+    """Initial parameters were drawn from it."""
+    updates: int
+    """Updates that it has had."""
+    checkpoint_id: CheckpointId
+    """Its latest checkpoint."""
+    created_at: datetime
+    """When it was created."""
+
+
+class Policy(PolicySummary):
+    """What is trained and asked for actions."""
+
+    spec: PolicySpec
+    """Network and distribution, all defaults written out."""
+    best_checkpoint_id: CheckpointId | None
+    """The checkpoint with the highest fresh evaluation; null if none was evaluated."""
+    observation_space: SpaceSpec
+    """What it reads."""
+    action_space: SpaceSpec
+    """What it does."""
+    observation_schema: dict[str, Any]
+    """JSON Schema of one observation."""
+    action_schema: dict[str, Any]
+    """JSON Schema of one action."""
