@@ -1,0 +1,513 @@
+"""The act path behind the real gate: answers, refusals, what is kept in memory and for how long."""
+
+import asyncio
+import json
+import math
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from starlette.applications import Starlette
+
+import pgengine
+from pgengine.spec import GaussianSpec, GymnasiumSpec, LinearPolicySpec, MlpPolicySpec, TabularSpec
+from server.checkpoints import store as checkpoints
+from server.database import Database, NamingBase
+from server.environments import store as environments
+from server.environments.types import AllowList
+from server.keys.store import ANYBODY
+from server.metrics import Metrics
+from server.middleware import Gate
+from server.policies import act
+from server.policies import store as policies
+from server.policies.act import ActEndpoint
+from server.settings import Settings
+
+CARTPOLE = GymnasiumSpec(id="CartPole-v1")
+PENDULUM = GymnasiumSpec(id="Pendulum-v1")
+CHAIN = TabularSpec(
+    transitions=[[[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]],
+    rewards=[[1.0, 0.0], [0.0, 0.0]],
+    initial=[1.0, 0.0],
+    terminal=[1],
+    horizon=3,
+)
+UPRIGHT = [0.01, -0.02, 0.03, 0.04]
+SWINGING = [1.0, 0.0, 0.5]
+MOVED = [0.5, 1.5, 0.0, -0.5]
+
+
+def made(database: Database, environment: GymnasiumSpec | TabularSpec, policy: Any) -> str:
+    """A stored policy at update 0."""
+    with database.write() as session:
+        home = environments.ensure(session, environment, allowed=AllowList())
+        return policies.create(session, home, policy, seed=3).id
+
+
+def put(database: Database, policy_id: str, updates: int, mean_return: float | None = None) -> str:
+    """Another checkpoint of a policy, with other parameters."""
+    with database.write() as session:
+        policy = pgengine.load(checkpoints.content(session, checkpoints.latest(session, policy_id).id))
+        moved = {name: array + np.float32(updates) for name, array in policy.parameters.items()}
+        data = policy.copy(moved, updates).to_bytes()
+        evaluation = None if mean_return is None else {"mean_return": mean_return}
+        return checkpoints.put(session, policy_id, updates, data, evaluation=evaluation).id
+
+
+def head_of(database: Database, policy_id: str) -> str:
+    with database.read() as session:
+        return checkpoints.latest(session, policy_id).id
+
+
+@contextmanager
+def counted_statements() -> Iterator[list[str]]:
+    """Every statement that is sent to any database in the block."""
+    statements: list[str] = []
+
+    def count(connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        yield statements
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+
+
+@asynccontextmanager
+async def asking(database: Database, **bounds: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the gate with the endpoint behind it."""
+    metrics = Metrics("test")
+    endpoint = ActEndpoint(database, metrics=metrics, **{"max_batch": 64, "max_depth": 16, **bounds})
+    gate = Gate(
+        Starlette(),
+        endpoint,
+        settings=Settings(max_body_bytes=200_000),
+        metrics=metrics,
+        verify=lambda _: None,
+        anyone=ANYBODY,
+    )
+    transport = httpx.ASGITransport(gate)  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        yield client
+    await endpoint.stop()
+
+
+async def ask(client: httpx.AsyncClient, policy_id: str, **body: Any) -> dict[str, Any]:
+    response = await client.post(f"/v1/policies/{policy_id}/act", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def refused(client: httpx.AsyncClient, policy_id: str, body: Any, status: int = 422) -> dict[str, Any]:
+    """The problem document that answers a body."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = await client.post(
+        f"/v1/policies/{policy_id}/act", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = dict(response.json())
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem
+
+
+# --- answers
+
+
+async def _softmax(database: Database) -> None:
+    policy_id = made(database, CARTPOLE, MlpPolicySpec())
+    async with asking(database) as client:
+        one = await ask(client, policy_id, observation=UPRIGHT)
+        assert set(one) == {"action", "log_prob", "probabilities", "checkpoint_id", "updates"}
+        assert one["action"] in (0, 1)
+        assert math.isclose(math.exp(one["log_prob"]), one["probabilities"][one["action"]], rel_tol=1e-5)
+        assert math.isclose(sum(one["probabilities"]), 1.0, rel_tol=1e-5)
+        assert (one["checkpoint_id"], one["updates"]) == (head_of(database, policy_id), 0)
+        batch = await ask(client, policy_id, observations=[UPRIGHT, MOVED, UPRIGHT])
+        assert set(batch) == {"actions", "log_probs", "probabilities", "checkpoint_id", "updates"}
+        assert [len(batch[name]) for name in ("actions", "log_probs", "probabilities")] == [3, 3, 3]
+
+
+def test_softmax_answers_action_log_prob_and_probabilities(database: Database) -> None:
+    asyncio.run(_softmax(database))
+
+
+def test_gaussian_answers_mean_sigma_and_the_raw_sample(sqlite_database: Database) -> None:
+    async def run() -> None:
+        spec = MlpPolicySpec(distribution=GaussianSpec(initial_sigma=4.0))
+        policy_id = made(sqlite_database, PENDULUM, spec)
+        async with asking(sqlite_database) as client:
+            one = await ask(client, policy_id, observation=SWINGING, seed=1)
+            assert set(one) == {"action", "log_prob", "mean", "sigma", "sample", "checkpoint_id", "updates"}
+            assert one["sigma"] == pytest.approx([4.0], rel=1e-5)
+            z = (one["sample"][0] - one["mean"][0]) / one["sigma"][0]
+            density = -0.5 * z * z - math.log(one["sigma"][0]) - 0.5 * math.log(2 * math.pi)
+            assert one["log_prob"] == pytest.approx(density, rel=1e-4)
+            batch = await ask(client, policy_id, observations=[SWINGING] * 32, seed=1)
+            assert set(batch) == {"actions", "log_probs", "means", "sigmas", "samples", "checkpoint_id", "updates"}
+            assert np.array(batch["sigmas"]).shape == np.array(batch["means"]).shape == (32, 1)
+            # the action is the sample's image inside the box, the sample is not
+            assert np.abs(batch["samples"]).max() > 2.0
+            assert np.array_equal(np.clip(batch["samples"], -2.0, 2.0), np.array(batch["actions"]))
+
+    asyncio.run(run())
+
+
+def test_discrete_observations_are_integers(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CHAIN, LinearPolicySpec())
+        async with asking(sqlite_database) as client:
+            assert (await ask(client, policy_id, observation=1))["probabilities"] == pytest.approx([0.5, 0.5])
+            assert len((await ask(client, policy_id, observations=[0, 1]))["actions"]) == 2
+            problem = await refused(client, policy_id, {"observations": [0, 2]})
+            assert problem["errors"][0]["pointer"] == "/observations/1"
+
+    asyncio.run(run())
+
+
+def test_a_row_gets_the_same_answer_alone_and_in_every_batch(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec())
+        rows = np.random.default_rng(0).normal(size=(37, 4)).tolist()
+        async with asking(sqlite_database) as client:
+            for how in ({"seed": 7}, {"deterministic": True}):
+                alone = await ask(client, policy_id, observation=rows[0], **how)
+                whole = await ask(client, policy_id, observations=rows, **how)
+                part = await ask(client, policy_id, observations=rows[:5], **how)
+                assert alone["action"] == whole["actions"][0]
+                assert alone["log_prob"] == whole["log_probs"][0]
+                assert alone["probabilities"] == whole["probabilities"][0]
+                assert part["actions"] == whole["actions"][:5]
+                assert part["log_probs"] == whole["log_probs"][:5]
+            again = await ask(client, policy_id, observations=rows, seed=7)
+            assert again == await ask(client, policy_id, observations=rows, seed=7)
+
+    asyncio.run(run())
+
+
+def test_unseeded_draws_follow_the_probabilities(sqlite_database: Database) -> None:
+    """Null hypothesis: actions are Bernoulli(p) with the published p. 640 draws, two-sided 6 sigma: 2e-9."""
+
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec())
+        put(sqlite_database, policy_id, 1)
+        async with asking(sqlite_database) as client:
+            drawn: list[int] = []
+            for _ in range(10):
+                answer = await ask(client, policy_id, observations=[UPRIGHT] * 64)
+                drawn += answer["actions"]
+            p = answer["probabilities"][0][1]
+            assert abs(sum(drawn) - 640 * p) <= 6 * math.sqrt(640 * p * (1 - p)) + 1e-9
+
+    asyncio.run(run())
+
+
+# --- checkpoints
+
+
+async def _checkpoints(database: Database) -> None:
+    policy_id = made(database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+    first = head_of(database, policy_id)
+    best = put(database, policy_id, 1, mean_return=100.0)
+    put(database, policy_id, 2, mean_return=50.0)
+    last = put(database, policy_id, 3)
+    async with asking(database) as client:
+        for asked, expected, updates in (
+            ("latest", last, 3),
+            ("best", best, 1),
+            (first, first, 0),
+            (last, last, 3),
+        ):
+            answer = await ask(client, policy_id, observation=UPRIGHT, checkpoint=asked)
+            assert (answer["checkpoint_id"], answer["updates"]) == (expected, updates)
+
+
+def test_latest_best_and_named_checkpoints(database: Database) -> None:
+    asyncio.run(_checkpoints(database))
+
+
+def test_no_best_checkpoint_before_an_evaluation(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+        async with asking(sqlite_database) as client:
+            problem = await refused(client, policy_id, {"observation": UPRIGHT, "checkpoint": "best"}, 404)
+            assert "evaluated" in problem["detail"]
+
+    asyncio.run(run())
+
+
+def test_unknown_and_foreign_ids(sqlite_database: Database) -> None:
+    async def run() -> None:
+        mine = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+        other = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[5]))
+        nobody = "0" * 32
+        async with asking(sqlite_database) as client:
+            assert (await refused(client, f"pol_{nobody}", {"observation": UPRIGHT}, 404))["code"] == "not_found"
+            foreign = {"observation": UPRIGHT, "checkpoint": head_of(sqlite_database, other)}
+            for _ in range(2):  # read from the database, then from memory
+                await refused(client, mine, foreign, 404)
+                await ask(client, other, **foreign)
+            await refused(client, mine, {"observation": UPRIGHT, "checkpoint": f"ckpt_{nobody}"}, 404)
+            problem = await refused(client, "pol_1", {"observation": UPRIGHT})
+            assert problem["errors"][0] == {
+                "pointer": "/policy_id",
+                "code": "malformed_id",
+                "message": "Expected an id: pol_ and 32 hexadecimal digits.",
+            }
+            for name in ("newest", "", "ckpt_1", "a\x00", mine):
+                problem = await refused(client, mine, {"observation": UPRIGHT, "checkpoint": name})
+                assert problem["errors"][0]["pointer"] == "/checkpoint"
+
+    asyncio.run(run())
+
+
+# --- memory
+
+
+async def _fresh(database: Database) -> None:
+    policy_id = made(database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+    async with asking(database) as client:
+        assert (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 0
+        put(database, policy_id, 1)
+        async with asyncio.timeout(act.STALE_SECONDS + 2):
+            while (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 0:
+                await asyncio.sleep(0.02)
+        with database.write() as session:
+            policies.delete(session, policy_id)
+        async with asyncio.timeout(act.STALE_SECONDS + 2):
+            while True:
+                response = await client.post(f"/v1/policies/{policy_id}/act", json={"observation": UPRIGHT})
+                if response.status_code == 404:
+                    break
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_latest_is_seen_and_a_deleted_policy_stops_within_seconds(database: Database) -> None:
+    asyncio.run(_fresh(database))
+
+
+@pytest.mark.slow
+def test_after_a_pause_nothing_stale_is_answered(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+        async with asking(sqlite_database) as client:
+            await ask(client, policy_id, observation=UPRIGHT)
+            await asyncio.sleep(act.STALE_SECONDS)
+            put(sqlite_database, policy_id, 1)
+            assert (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_hits_open_no_transaction_and_all_policies_share_one_query_a_second(sqlite_database: Database) -> None:
+    async def run() -> None:
+        ids = [made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[width])) for width in (4, 5, 6)]
+        async with asking(sqlite_database) as client:
+            for policy_id in ids:
+                await ask(client, policy_id, observation=UPRIGHT)
+            with counted_statements() as statements:
+                for _ in range(50):
+                    for policy_id in ids:
+                        await ask(client, policy_id, observation=UPRIGHT)
+            began = asyncio.get_running_loop().time()
+            assert len([s for s in statements if s.startswith("SELECT")]) <= 2
+            with counted_statements() as statements:
+                while asyncio.get_running_loop().time() - began < 3.3:
+                    for policy_id in ids:
+                        await ask(client, policy_id, observation=UPRIGHT)
+                    await asyncio.sleep(0.01)
+            assert 2 <= len([s for s in statements if s.startswith("SELECT")]) <= 4
+
+    asyncio.run(run())
+
+
+def test_a_replaced_checkpoint_is_not_missed(sqlite_database: Database) -> None:
+    """A repeated update that gives other bytes is another checkpoint; what was known names the old one."""
+
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+        first = head_of(sqlite_database, policy_id)
+        with sqlite_database.write() as session:
+            other = pgengine.load(checkpoints.content(session, first))
+            old = checkpoints.put(session, policy_id, 5, other.copy(updates=5).to_bytes()).id
+        async with asking(sqlite_database) as client:
+            await ask(client, policy_id, observation=UPRIGHT, checkpoint=first)
+            moved = {name: array + np.float32(1) for name, array in other.parameters.items()}
+            with sqlite_database.write() as session:
+                new = checkpoints.put(session, policy_id, 5, other.copy(moved, 5).to_bytes()).id
+            assert new != old
+            assert (await ask(client, policy_id, observation=UPRIGHT))["checkpoint_id"] == new
+
+    asyncio.run(run())
+
+
+def test_many_misses_of_one_policy_load_it_once(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec())
+        async with asking(sqlite_database) as client:
+            with counted_statements() as statements:
+                answers = await asyncio.gather(*(ask(client, policy_id, observation=UPRIGHT) for _ in range(20)))
+            assert len({answer["checkpoint_id"] for answer in answers}) == 1
+            assert len([s for s in statements if "policy_bytes" in s]) == 1
+
+    asyncio.run(run())
+
+
+def test_memory_is_bounded_by_count_and_by_bytes(sqlite_database: Database) -> None:
+    async def run(**bounds: int) -> int:
+        async with asking(sqlite_database, **bounds) as client:
+            for policy_id in ids:
+                await ask(client, policy_id, observation=UPRIGHT)
+            with counted_statements() as statements:
+                for policy_id in reversed(ids):
+                    await ask(client, policy_id, observation=UPRIGHT)
+            return len([s for s in statements if "policy_bytes" in s])
+
+    ids = [made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[64 + width])) for width in range(4)]
+    assert asyncio.run(run()) == 0
+    assert asyncio.run(run(cache_policies=2)) == 2
+    assert asyncio.run(run(cache_bytes=1)) == 3  # the newest one stays however large it is
+
+
+# --- refusals
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, str]]:
+    """A database with one policy, for tests that change nothing."""
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('asked') / 'pgengine.db'}")
+    with database.connect() as connection:
+        NamingBase.metadata.create_all(connection)
+        connection.commit()
+    yield database, made(database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+    database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "code"),
+    [
+        (b"", "", "malformed_json"),
+        (b"{", "", "malformed_json"),
+        (b"\xff\xfe", "", "malformed_json"),
+        (b'{"observation": [1, 2, 3, 4]} x', "", "malformed_json"),
+        (b"[]", "", "object_type"),
+        (b"null", "", "object_type"),
+        (b'{"observation": ' + b"[" * 5000 + b"]" * 5000 + b"}", "", "too_deep"),
+        (b'{"observation": [NaN, 0, 0, 0]}', "/observation/0", "not_finite"),
+        (b'{"observation": [0, 0, 0, -Infinity]}', "/observation/3", "not_finite"),
+        (b'{"observations": [[0, 0, 0, 1e999]]}', "/observations/0/3", "not_finite"),
+        ({}, "/observation", "missing"),
+        ({"observation": UPRIGHT, "observations": [UPRIGHT]}, "/observations", "conflict"),
+        ({"observation": UPRIGHT, "temperature": 1}, "/temperature", "unknown_field"),
+        ({"observation": UPRIGHT, "a/b~": 1}, "/a~1b~0", "unknown_field"),
+        ({"observations": UPRIGHT[0]}, "/observations", "list_type"),
+        ({"observations": None}, "/observations", "list_type"),
+        ({"observations": []}, "/observations", "too_short"),
+        ({"observations": [UPRIGHT] * 65}, "/observations", "too_long"),
+        ({"observation": UPRIGHT, "deterministic": 1}, "/deterministic", "bool_type"),
+        ({"observation": UPRIGHT, "deterministic": None}, "/deterministic", "bool_type"),
+        ({"observation": UPRIGHT, "seed": -1}, "/seed", "int_type"),
+        ({"observation": UPRIGHT, "seed": True}, "/seed", "int_type"),
+        ({"observation": UPRIGHT, "seed": "7"}, "/seed", "int_type"),
+        ({"observation": UPRIGHT, "seed": 0.5}, "/seed", "int_type"),
+        ({"observation": UPRIGHT, "seed": 2**53}, "/seed", "integer_too_large"),
+        ({"observation": UPRIGHT, "checkpoint": 3}, "/checkpoint", "malformed_id"),
+        (b'{"observation": [0, 0, 0, 0], "checkpoint": "\\ud800"}', "/checkpoint", "invalid_text"),
+        (b'{"observation": [0, 0, 0, 0], "\\ud800": 1}', "", "invalid_name"),
+        ({"observation": None}, "/observation", "observation_shape"),
+        ({"observation": 1.0}, "/observation", "observation_shape"),
+        ({"observation": [0.0, 0.0, 0.0]}, "/observation", "observation_shape"),
+        ({"observation": [[0.0], 0.0, 0.0, 0.0]}, "/observation/0", "observation_kind"),
+        ({"observation": [0.0, True, 0.0, 0.0]}, "/observation/1", "observation_kind"),
+        ({"observation": [0.0, 0.0, "1", 0.0]}, "/observation/2", "observation_kind"),
+        ({"observation": [0.0, 0.0, 0.0, 1e300]}, "/observation", "observation_not_finite"),
+        ({"observation": [0, 0, 0, 10**400]}, "/observation", "observation_not_finite"),
+        ({"observations": [UPRIGHT, UPRIGHT, [0.0]]}, "/observations/2", "observation_shape"),
+        ({"observations": [UPRIGHT, [0, 0, None, 0]]}, "/observations/1/2", "observation_kind"),
+    ],
+)
+def test_bad_bodies_are_problems_that_name_the_field(
+    asked: tuple[Database, str], body: Any, pointer: str, code: str
+) -> None:
+    async def run() -> None:
+        async with asking(asked[0]) as client:
+            problem = await refused(client, asked[1], body)
+            found = problem["errors"][0]
+            assert (found["pointer"], found["code"]) == (pointer, code), problem
+            assert found["message"]
+
+    asyncio.run(run())
+
+
+def test_observations_that_overflow_the_network(sqlite_database: Database) -> None:
+    async def run() -> None:
+        spec = LinearPolicySpec(initial_parameters={"theta": [[10.0, -10.0]] * 5})
+        policy_id = made(sqlite_database, CARTPOLE, spec)
+        huge = [3e38, 0.0, 0.0, 0.0]
+        async with asking(sqlite_database) as client:
+            problem = await refused(client, policy_id, {"observation": huge})
+            assert problem["errors"][0]["pointer"] == "/observation"
+            problem = await refused(client, policy_id, {"observations": [UPRIGHT, huge]})
+            assert problem["errors"][0]["pointer"] == "/observations/1"
+
+    asyncio.run(run())
+
+
+def test_the_bound_of_a_batch_is_named(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+        async with asking(sqlite_database) as client:
+            problem = await refused(client, policy_id, {"observations": [UPRIGHT] * 65})
+            assert "64" in problem["errors"][0]["message"]
+            await refused(client, policy_id, b" " * 200_001, 413)
+            response = await client.post(f"/v1/policies/{policy_id}/act", content=b"{}")
+            assert response.status_code == 415
+
+    asyncio.run(run())
+
+
+def test_large_bodies_get_the_same_answers_in_a_thread(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec())
+        rows = np.random.default_rng(0).normal(size=(1000, 4)).tolist()
+        async with asking(sqlite_database, max_batch=1000) as client:
+            whole = await ask(client, policy_id, observations=rows, seed=1)
+            part = await ask(client, policy_id, observations=rows[:3], seed=1)
+            assert whole["log_probs"][:3] == part["log_probs"]
+            problem = await refused(client, policy_id, {"observations": [*rows[:999], [0.0]]})
+            assert problem["errors"][0]["pointer"] == "/observations/999"
+
+    asyncio.run(run())
+
+
+def test_a_body_in_pieces_is_read_whole(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for piece in (b'{"observation": [0.0, ', b"0.0, 0.0, ", b"0.0]}"):
+                yield piece
+
+        async with asking(sqlite_database) as client:
+            response = await client.post(
+                f"/v1/policies/{policy_id}/act", content=pieces(), headers={"content-type": "application/json"}
+            )
+            assert response.status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_acting_imports_no_torch() -> None:
+    code = "import sys, server.policies.act, pgengine.policies; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
