@@ -1,0 +1,437 @@
+"""The command line: `python -m server …`. Everything that a person starts, and what they are told.
+
+Knows processes, signals and messages; what the programs do is in `server.app` and `server.worker`.
+"""
+
+import errno
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from migrations import MigrationError, Move, migrate, state
+from server import __version__
+from server.database import Database
+from server.errors import NotFound
+from server.ids import is_id
+from server.keys import store as keys
+from server.keys.store import ApiKey
+from server.pages import LARGEST_PAGE, PageQuery
+from server.programs import Programs
+from server.settings import Settings
+from server.worker.stop import EXIT_WITH_STDIN
+
+__all__ = ["main"]
+
+SHORTEST_BODY = '{"environment": {"kind": "gymnasium", "id": "CartPole-v1"}}'
+
+program = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="""Train policies by policy gradient and ask them for actions, over HTTP.
+
+    `python -m server serve` is all that a laptop needs: it makes a SQLite file, shows an API key once, and starts the
+    API with a worker beside it. With many machines and PostgreSQL run `migrate` once, then `api` and `worker` as
+    often as wanted. Settings are environment variables that begin with PGENGINE_; options override them, and
+    docs/settings.md lists them.""",
+)
+key_program = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+program.add_typer(key_program, name="keys")
+
+DataDir = Annotated[Path | None, typer.Option(help="Directory of the SQLite file; PGENGINE_DATA_DIR.")]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help="sqlite:///path or postgresql://user:password@host/name; PGENGINE_DATABASE_URL.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on; PGENGINE_HOST.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for a free one; PGENGINE_PORT.")]
+Workers = Annotated[int | None, typer.Option(help="Workers beside the API; PGENGINE_WORKERS.")]
+NoAuth = Annotated[
+    bool | None, typer.Option("--no-auth", help="Ask nobody for a key; loopback only. PGENGINE_NO_AUTH.")
+]
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    program(prog_name="python -m server")
+
+
+@program.callback(invoke_without_command=True)
+def version(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@program.command()
+def serve(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
+    no_auth: NoAuth = None,
+) -> None:
+    """Start the API and its workers here.
+
+    The first start makes the database and an API key, which is shown once.
+    """
+    settings = _settings(
+        data_dir=data_dir, database_url=database_url, host=host, port=port, workers=workers, no_auth=no_auth
+    )
+    _stop_in_order()
+    _stop_with_parent()
+    with _database(settings) as database, _listen(settings) as sock:
+        if state(database).current is None:
+            migrate(database)
+        _check_revision(database)
+        # a worker first gives its job back (one grace period), then ends its trainer (another one)
+        grace_seconds = 2 * settings.grace_seconds + 2
+        with Programs("worker", settings.workers, settings.environment(), grace_seconds):
+            _serve(settings, database, sock, data_file=database.url.database if database.dialect == "sqlite" else None)
+
+
+@program.command()
+def demo(
+    updates: Annotated[int | None, typer.Option(min=1, help="Stop training after so many updates.")] = None,
+) -> None:
+    """Train a policy over HTTP and ask it for actions.
+
+    With a server of its own, of which nothing is left behind. The status is 1 if the target is missed.
+    """
+    # no other program needs a client and a progress bar
+    from server.demo import run_demo
+
+    raise typer.Exit(run_demo(updates=updates))
+
+
+@program.command()
+def api(
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    host: Host = None,
+    port: Port = None,
+    no_auth: NoAuth = None,
+) -> None:
+    """Start the API alone.
+
+    The database must have been migrated.
+    """
+    settings = _settings(data_dir=data_dir, database_url=database_url, host=host, port=port, no_auth=no_auth)
+    _stop_in_order()
+    with _database(settings) as database, _listen(settings) as sock:
+        _check_revision(database)
+        _serve(settings, database, sock, data_file=None)
+
+
+@program.command()
+def worker(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Start one worker.
+
+    It takes jobs from the database until it is told to stop, and then gives back the one at hand.
+    """
+    # the API needs no worker code and the worker no web framework
+    from server.worker.supervisor import run_supervisor
+
+    settings = _settings(data_dir=data_dir, database_url=database_url)
+    with _database(settings, pool_size=4) as database:
+        _check_revision(database)
+        run_supervisor(database, settings)
+
+
+@program.command("migrate")
+def migrate_(
+    to: Annotated[str, typer.Option(help="head, base (removes everything) or a revision.")] = "head",
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Bring the database to this version.
+
+    A SQLite file is copied before it is changed.
+    """
+    settings = _settings(data_dir=data_dir, database_url=database_url)
+    with _database(settings) as database:
+        _tell_move(migrate(database, to))
+
+
+@key_program.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[list[str], typer.Option(help="read, act, train or admin (all); may be given several times.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make a key and show its secret, once."""
+    scopes = [known for known in keys.SCOPES if known in scope]
+    if unknown := sorted(set(scope) - set(scopes)):
+        _fail(f"{', '.join(unknown)} is no scope; there are {', '.join(keys.SCOPES)}", status=2)
+    with _keys(data_dir, database_url) as database, database.write() as session:
+        row, secret = keys.create(session, name, scopes)
+    typer.echo(f"{row.id}  {','.join(row.scopes)}\n{secret}")
+
+
+@key_program.command("list")
+def list_keys(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """List all keys, the oldest first; secrets are not kept anywhere."""
+    with _keys(data_dir, database_url) as database:
+        for row in _all_keys(database):
+            state = "revoked" if row.revoked_at else "valid"
+            used = f"used {row.last_used_at:%Y-%m-%d %H:%M}Z" if row.last_used_at else "never used"
+            typer.echo(f"{row.id}  {state:7}  {','.join(row.scopes):18}  {used:22}  {row.name}")
+
+
+@key_program.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")],
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """End a key; running servers notice within five seconds."""
+    if not is_id("key", key_id):
+        _fail("the id of a key looks like key_ and 32 hexadecimal digits; `keys list` shows them", status=2)
+    with _keys(data_dir, database_url) as database:
+        try:
+            with database.write() as session:
+                keys.revoke(session, key_id)
+        except NotFound as error:
+            _fail(error.message)
+    typer.echo(f"{key_id} is revoked")
+
+
+# --- the API as a program ---------------------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it ends open streams before it waits for connections to close, or it would wait for ever."""
+
+    def __init__(self, config: uvicorn.Config, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+        self._on_stop = on_stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._on_stop()
+        super().handle_exit(sig, frame)
+
+
+def _serve(settings: Settings, database: Database, sock: socket.socket, data_file: str | None) -> None:
+    """Answer requests until told to stop."""
+    # many requests act at once: a matrix product that waits for threads of its own takes seven times as long (measured
+    # with 256 rows on two busy cores). NumPy reads this when it is imported, which is now
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from server.app import create_app
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # the app must know its real address: it is among the hosts that requests may name
+    app = create_app(settings, database)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
+    )
+    server = _Server(config, on_start=lambda: _greet(settings, database, sock, data_file), on_stop=app.stop)
+    server.run(sockets=[sock])
+    if not server.started:
+        _fail("the API could not start; the lines above say why")
+
+
+def _greet(settings: Settings, database: Database, sock: socket.socket, data_file: str | None) -> None:
+    """Say where everything is. Only now is a key made, so that none is shown by a program that cannot start."""
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key, secret = _admit(settings, database)
+    lines = [f"API    {url}", f"docs   {url}/docs", f"key    {key}"]
+    if data_file is not None:
+        lines.append(f"data   {os.path.abspath(data_file)}")
+    authorization = f" -H 'authorization: Bearer {secret}'" if secret else ""
+    lines.append(
+        f"try    curl -s {url}/v1/training-jobs{authorization} -H 'content-type: application/json' -d '{SHORTEST_BODY}'"
+    )
+    typer.echo("\n".join(lines))
+    sys.stdout.flush()
+
+
+def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
+    """Make sure that somebody can use the API: what to say of the key, and what to write in an example."""
+    if settings.no_auth:
+        return "none is asked for (--no-auth)", None
+    with database.write() as session:
+        if settings.api_key is not None:
+            keys.ensure(session, settings.api_key.get_secret_value(), "PGENGINE_API_KEY")
+            return "the one in PGENGINE_API_KEY", "<key>"
+        if keys.list_(session, PageQuery(limit=1)).rows:
+            return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
+        _, secret = keys.create(session, "first start", ["admin"])
+    return f"{secret}   (shown only now: keep it)", secret
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The socket, bound before anything else is started, so that a taken port stops nothing half way."""
+    sock: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        # two that are bound do not see each other yet; one that listens is seen, and uvicorn listens much later
+        sock.listen(2048)
+        return sock
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        _fail(_cannot_listen(settings, error))
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {settings.port} of {settings.host} is taken; choose another with --port or PGENGINE_PORT"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{settings.host} is not an address of this machine; set PGENGINE_HOST"
+    if error.errno == errno.EACCES:
+        return f"port {settings.port} needs more rights than this user has; choose one above 1023"
+    raise error
+
+
+def _stop_in_order() -> None:
+    """From here on SIGTERM and Ctrl-C end the program in order: all that it has started is ended, the status is 0.
+
+    uvicorn takes the signals while it runs and hands them on to us when it has ended.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, signal.SIG_IGN)  # a second one must not interrupt the ending, which is bounded
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def _stop_with_parent() -> None:
+    """From here on the end of standard input is a SIGTERM, if the program that started this one asks for that.
+
+    It holds the other end of a pipe, so this program ends with it even where it is killed.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if os.environ.get(EXIT_WITH_STDIN) == "1":
+        threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+# --- what can be wrong with what is asked for -------------------------------------------------------------------------
+
+
+def _settings(**options: Any) -> Settings:
+    """The settings, with the options that were given put over them."""
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        for line in error.errors():
+            if line["type"] == "default_factory_not_called":
+                continue  # follows from another line
+            name = f"PGENGINE_{str(line['loc'][0]).upper()}: " if line["loc"] else ""
+            typer.echo(f"error: {name}{line['msg'].removeprefix('Value error, ')}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _database(settings: Settings, pool_size: int = 16) -> Iterator[Database]:
+    """The database, after it has answered; what is wrong with it is said in one line."""
+    try:
+        database = Database(settings.database_url, pool_size=pool_size)
+    except (ValueError, SQLAlchemyError) as error:
+        _fail(f"PGENGINE_DATABASE_URL: {error}", status=2)
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is missing: pip install 'pgengine[server,postgres]'")
+    if database.dialect == "sqlite":
+        _make_writable(Path(database.url.database or "").absolute())
+    try:
+        database.ping()
+        yield database
+    except MigrationError as error:
+        _fail(str(error))
+    except OperationalError as error:
+        where = database.url.render_as_string(hide_password=True)
+        _fail(f"the database {where} does not answer: {str(error.orig).strip().splitlines()[0]}")
+    finally:
+        database.dispose()
+
+
+def _make_writable(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+        if file.exists() and not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        _fail(f"cannot write to {file.parent}: {error.strerror}; choose another directory with PGENGINE_DATA_DIR")
+
+
+def _check_revision(database: Database) -> None:
+    found = state(database)
+    if not found.matches:
+        _fail(found.advice)
+
+
+@contextmanager
+def _keys(data_dir: Path | None, database_url: str | None) -> Iterator[Database]:
+    with _database(_settings(data_dir=data_dir, database_url=database_url), pool_size=1) as database:
+        _check_revision(database)
+        yield database
+
+
+def _all_keys(database: Database) -> Iterator[ApiKey]:
+    after = None
+    while True:
+        with database.read() as session:
+            page = keys.list_(session, PageQuery(limit=LARGEST_PAGE, after=after, order="asc"))
+        yield from page.rows
+        if (after := page.next_cursor) is None:
+            return
+
+
+def _tell_move(move: Move) -> None:
+    if move.before == move.after:
+        typer.echo(f"the database is at revision {move.after or 'none'} already")
+        return
+    typer.echo(f"migrated from revision {move.before or 'none'} to {move.after or 'none'}")
+    if move.backup is not None:
+        typer.echo(f"the database as it was: {move.backup}")
+
+
+def _fail(message: str, status: int = 1) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)
