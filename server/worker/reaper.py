@@ -1,0 +1,29 @@
+"""The loop that takes expired leases from workers that are not heard of. Each worker runs it; any one is enough."""
+
+import threading
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from server.database import Database
+from server.jobs import store
+from server.worker.log import log
+
+__all__ = ["REAP_SECONDS", "reap_until"]
+
+REAP_SECONDS = 1.0
+"""How often expired leases are looked for."""
+
+
+def reap_until(stopped: threading.Event, database: Database) -> None:
+    """Look for expired leases now and then until told to stop; meant for a thread of its own."""
+    while not stopped.wait(REAP_SECONDS):
+        try:
+            # reading first: there is nothing to take nearly always, and then no lock is wanted
+            with database.read() as session:
+                expired = store.any_expired(session)
+            if expired:
+                with database.write() as session:
+                    log("leases_reaped", jobs=store.reap(session))
+        except SQLAlchemyError as error:
+            # a database that is away for a while must not end the loop that heals the queue when it is back
+            log("reaping_failed", error=str(error))
