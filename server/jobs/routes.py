@@ -26,7 +26,7 @@ from server.environments.types import AllowList
 from server.errors import FieldError, NotFound
 from server.idempotency import Reply
 from server.ids import JobId
-from server.jobs import store, tail
+from server.jobs import history, store, tail
 from server.jobs.schemas import Metrics, Progress, QueueReason, TrainingJob, TrainingJobCreate, TrainingJobQuery
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
@@ -264,7 +264,7 @@ def get_training_job_metrics(
     names = None if keys is None else [name for name in keys.split(",") if name]
     with database.read() as session:
         store.get(session, job_id)
-        curves = store.metrics(session, job_id, names, from_update, max_points)
+        curves = history.metrics(session, job_id, names, from_update, max_points)
     if media_type == CSV:
         return Response(_csv(curves), media_type=CSV)
     if media_type == NDJSON:
@@ -282,12 +282,12 @@ def get_training_job_metrics(
     return Response(metrics.model_dump_json(), media_type=JSON)
 
 
-def _rows(curves: store.Curves) -> Iterator[list[Any]]:
+def _rows(curves: history.Curves) -> Iterator[list[Any]]:
     columns = [curves.updates, curves.env_steps, curves.attempts, *curves.values.values()]
     yield from (list(row) for row in zip(*columns, strict=True))
 
 
-def _csv(curves: store.Curves) -> str:
+def _csv(curves: history.Curves) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(["update", "env_steps", "attempt", *curves.values])
@@ -295,7 +295,7 @@ def _csv(curves: store.Curves) -> str:
     return text.getvalue()
 
 
-def _ndjson(curves: store.Curves) -> str:
+def _ndjson(curves: history.Curves) -> str:
     names = ["update", "env_steps", "attempt", *curves.values]
     lines = []
     for row in _rows(curves):

@@ -1,4 +1,4 @@
-"""All there is to know about jobs: their rows, their states, their events, their metrics, and who may write them.
+"""All there is to know about jobs: their rows, their states, and who may write them. `history` keeps what they report.
 
 The job table is the queue. A worker *claims* the oldest queued job and gets a fencing token; each write of a worker
 carries it, so that one who has lost its lease without knowing can change nothing (`LeaseLost`).
@@ -12,21 +12,16 @@ carries it, so that one who has lost its lease without knowing can change nothin
 While a job is cancelling its holder's last writes are accepted: a job that succeeded or failed before the request
 reached it ends as what it became, with everything it has computed.
 
-Every event takes its number from the job's row, which the writing transaction has locked: the order of commits is the
-order of `seq`, and a reader that asks for what follows the last number it has seen misses nothing.
-
 All functions take a transaction (`Database.write()` where they write) and never end it.
 """
 
-import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from sqlalchemy import CursorResult, Table, func, select, update
+from sqlalchemy import CursorResult, func, select, update
 from sqlalchemy import delete as delete_from
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -34,18 +29,15 @@ from server.checkpoints import store as checkpoints
 from server.database import now
 from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
 from server.ids import new_id
-from server.jobs.reports import Claim, Measured, Outcome, Progress, Report, Snapshot
+from server.jobs import history
+from server.jobs.reports import Claim, Outcome, Progress, Report, Snapshot
 from server.metrics import JobFigures
 from server.pages import PageQuery, Slice, fetch
-from server.tables import EVENT_TYPES, JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Event, Job, Metric
+from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Job
 
 __all__ = [
-    "EVENT_TYPES",
     "HELD_STATUSES",
-    "RECORDED_UPDATES",
     "TERMINAL_STATUSES",
-    "Curves",
-    "Head",
     "Job",
     "LeaseLost",
     "QueueReason",
@@ -54,14 +46,11 @@ __all__ = [
     "claim",
     "create",
     "delete",
-    "events",
     "figures",
     "finish",
     "get",
-    "heads",
     "list_",
     "lose",
-    "metrics",
     "queue_reason",
     "reap",
     "release",
@@ -72,9 +61,6 @@ __all__ = [
 
 HELD_STATUSES = ("running", "pausing", "cancelling")
 """The states in which a worker holds the job."""
-
-RECORDED_UPDATES = 100_000
-"""With more updates recorded than this, a job drops every second one of them."""
 
 _NEXT = {
     "queued": {"running", "cancelled"},
@@ -108,40 +94,6 @@ class QueueReason:
     code: Literal["behind", "workers_busy", "waiting_for_worker"]
     message: str
     ahead: int
-
-
-@dataclass(frozen=True, slots=True)
-class Curves:
-    """Metrics in columns of equal length, one row for each kept update.
-
-    Attributes:
-        updates: Number of updates that the policy had had.
-        env_steps: Environment steps of the job up to then.
-        attempts: Attempt that measured it.
-        values: Columns by metric; None where the value is missing or not finite.
-        nonfinite: By metric, the updates in which it was not finite.
-        recorded: How many updates are recorded in the range; more than rows if the curve was down-sampled.
-    """
-
-    updates: list[int]
-    env_steps: list[int]
-    attempts: list[int]
-    values: dict[str, list[float | None]]
-    nonfinite: dict[str, list[int]]
-    recorded: int
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """How far the events of a job are.
-
-    Attributes:
-        seq: Number of the newest event.
-        is_terminal: Whether the job has ended, so that no other event will follow.
-    """
-
-    seq: int
-    is_terminal: bool
 
 
 # --- what clients do -------------------------------------------------------------------------------------------------
@@ -206,7 +158,7 @@ def create(
         if "uq_job_policy_id_training_active" in str(error.orig) or "job.policy_id" in str(error.orig):
             raise PolicyBusy from error
         raise
-    _emit(session, job, "status", _status_data(job), instant)
+    history.emit(session, job, "status", _status_data(job), instant)
     session.flush()
     return job
 
@@ -304,67 +256,6 @@ def figures(session: Session) -> JobFigures:
     )
 
 
-# --- what clients read -----------------------------------------------------------------------------------------------
-
-
-def events(session: Session, job_id: str, after: int = 0, limit: int = 200) -> list[dict[str, Any]]:
-    """The events that follow a number, oldest first, as they are published; none of an unknown job.
-
-    A metrics event names a range of updates and is joined with what is recorded of them now: where a later attempt
-    has repeated an update its values are shown, and what the job has thinned out is missing.
-    """
-    rows = session.scalars(
-        select(Event).where(Event.job_id == job_id, Event.seq > after).order_by(Event.seq).limit(limit)
-    ).all()
-    ranges = [(row.data["from_update"], row.data["to_update"]) for row in rows if row.type == "metrics"]
-    measured = _measured(session, job_id, ranges)
-    return [_public_event(row, measured) for row in rows]
-
-
-def heads(session: Session, job_ids: Sequence[str]) -> dict[str, Head]:
-    """How far the events of each of these jobs are; jobs that do not exist are missing."""
-    rows = session.execute(select(Job.id, Job.next_seq, Job.status).where(Job.id.in_(job_ids)))
-    return {job_id: Head(next_seq - 1, status in TERMINAL_STATUSES) for job_id, next_seq, status in rows}
-
-
-def metrics(
-    session: Session,
-    job_id: str,
-    keys: Sequence[str] | None = None,
-    from_update: int = 0,
-    max_points: int = 1000,
-) -> Curves:
-    """Metrics of a job in columns, down-sampled to about so many rows.
-
-    All curves share their rows, so that they can be drawn over one axis and written as one table. When there are more
-    updates than `max_points`, they are cut into buckets of equal size; of each bucket those rows stay in which one of
-    the curves has its minimum or maximum, and the first and the last row stay too. So no peak is lost, the number of
-    rows is at most `max_points`, but never less than two for each curve, and fewer curves are drawn in finer buckets.
-
-    Args:
-        session: A transaction.
-        job_id: The job.
-        keys: Which metrics; None means all that were recorded.
-        from_update: First update of the range.
-        max_points: Most rows.
-    """
-    rows = session.execute(
-        select(Metric.update, Metric.env_steps, Metric.attempt, Metric.values, Metric.nonfinite)
-        .where(Metric.job_id == job_id, Metric.update >= from_update)
-        .order_by(Metric.update)
-    ).all()
-    names = list(dict.fromkeys(keys if keys is not None else (name for row in rows for name in row[3])))
-    kept = [rows[i] for i in _peaks([row[3] for row in rows], names, max_points)]
-    return Curves(
-        updates=[row[0] for row in kept],
-        env_steps=[row[1] for row in kept],
-        attempts=[row[2] for row in kept],
-        values={name: [row[3].get(name) for row in kept] for name in names},
-        nonfinite={name: found for name in names if (found := [row[0] for row in kept if name in (row[4] or ())])},
-        recorded=len(rows),
-    )
-
-
 # --- what workers do -------------------------------------------------------------------------------------------------
 
 
@@ -456,7 +347,7 @@ def finish(session: Session, job_id: str, token: int, outcome: Outcome) -> None:
         _record(session, job, outcome.report, instant)
     if outcome.status == "succeeded":
         checkpoint_id = checkpoints.latest(session, job.policy_id).id
-        job.result = {**_finite(outcome.result or {}), "checkpoint_id": checkpoint_id}
+        job.result = {**history.finite(outcome.result or {}), "checkpoint_id": checkpoint_id}
         job.fraction = 1.0
     if outcome.failure is not None:
         job.failure = {"code": outcome.failure.code, "message": outcome.failure.message}
@@ -546,7 +437,7 @@ def _move(session: Session, job: Job, status: str, instant: datetime, reason: st
         job.worker = job.lease_expires_at = None
     if status in TERMINAL_STATUSES:
         job.finished_at = instant
-    _emit(session, job, "status", _status_data(job, reason), instant)
+    history.emit(session, job, "status", _status_data(job, reason), instant)
 
 
 def _lose(session: Session, job: Job, reason: str) -> None:
@@ -561,12 +452,7 @@ def _lose(session: Session, job: Job, reason: str) -> None:
     session.flush()
 
 
-# --- events and metrics ----------------------------------------------------------------------------------------------
-
-
-def _emit(session: Session, job: Job, type_: str, data: dict[str, Any], instant: datetime) -> None:
-    seq, job.next_seq = job.next_seq, job.next_seq + 1
-    session.add(Event(job_id=job.id, seq=seq, type=type_, attempt=job.attempt, data=data, created_at=instant))
+# --- what is written down --------------------------------------------------------------------------------------------
 
 
 def _status_data(job: Job, reason: str | None = None) -> dict[str, Any]:
@@ -588,13 +474,11 @@ def _record(session: Session, job: Job, report: Report, instant: datetime) -> No
         _set_progress(job, report.progress)
         job.last_progress_at = instant
     if report.metrics:
-        _upsert(session, job, report.metrics)
-        covered = {"from_update": report.metrics[0].update, "to_update": report.metrics[-1].update}
-        _emit(session, job, "metrics", covered, instant)
+        history.record(session, job, report.metrics, instant)
     if report.checkpoint is not None:
         _record_checkpoint(session, job, report.checkpoint, instant)
         # with a checkpoint, because counting at every report would cost more than writing it
-        _thin(session, job.id)
+        history.thin(session, job.id)
 
 
 def _set_progress(job: Job, progress: Progress) -> None:
@@ -608,11 +492,11 @@ def _compare_fingerprint(session: Session, job: Job, fingerprint: dict[str, str 
     if before is not None and before != fingerprint:
         changed = sorted(name for name in {*before, *fingerprint} if before.get(name) != fingerprint.get(name))
         message = "the job goes on in another runtime; its last bits may differ from those of an undisturbed run"
-        _emit(session, job, "log", {"code": "runtime_changed", "message": message, "changed": changed}, instant)
+        history.emit(session, job, "log", {"code": "runtime_changed", "message": message, "changed": changed}, instant)
 
 
 def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: datetime) -> None:
-    evaluation = None if snapshot.evaluation is None else _finite(snapshot.evaluation)
+    evaluation = None if snapshot.evaluation is None else history.finite(snapshot.evaluation)
     checkpoint = checkpoints.put(
         session,
         job.policy_id,
@@ -630,124 +514,17 @@ def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: 
         "episodes": progress.episodes,
         "fraction": progress.fraction,
     }
-    written = _last_checkpoint(session, job)
+    written = history.last_checkpoint(session, job)
     if written is None or written["checkpoint_id"] != checkpoint.id:
         # an evaluation of a checkpoint that is known already is no other checkpoint
-        _emit(session, job, "checkpoint", {**named, "progress": counted}, instant)
+        history.emit(session, job, "checkpoint", {**named, "progress": counted}, instant)
     if evaluation is not None:
-        _emit(session, job, "evaluation", {**named, "evaluation": evaluation}, instant)
+        history.emit(session, job, "evaluation", {**named, "evaluation": evaluation}, instant)
 
 
 def _rewind(session: Session, job: Job, checkpoint: Checkpoint, instant: datetime) -> None:
     """Set everything back to the checkpoint from which the job goes on."""
-    session.execute(delete_from(Metric).where(Metric.job_id == job.id, Metric.update > checkpoint.updates))
-    written = _last_checkpoint(session, job)
+    history.forget_beyond(session, job, checkpoint.updates)
+    written = history.last_checkpoint(session, job)
     _set_progress(job, Progress() if written is None else Progress(**written["progress"]))
-    _emit(session, job, "rewind", {"to_update": checkpoint.updates}, instant)
-
-
-def _last_checkpoint(session: Session, job: Job) -> dict[str, Any] | None:
-    """What the job's newest checkpoint event says."""
-    data: dict[str, Any] | None = session.scalar(
-        select(Event.data).where(Event.job_id == job.id, Event.type == "checkpoint").order_by(Event.seq.desc()).limit(1)
-    )
-    return data
-
-
-def _upsert(session: Session, job: Job, measured: Iterable[Measured]) -> None:
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    statement = insert(cast(Table, Metric.__table__))
-    repeated = ("attempt", "env_steps", "values", "nonfinite")
-    statement = statement.on_conflict_do_update(
-        index_elements=["job_id", "update"], set_={name: statement.excluded[name] for name in repeated}
-    )
-    session.execute(statement, [_metric_row(job, each) for each in measured])
-
-
-def _metric_row(job: Job, measured: Measured) -> dict[str, Any]:
-    nonfinite = [name for name, value in measured.values.items() if not math.isfinite(value)]
-    return {
-        "job_id": job.id,
-        "update": measured.update,
-        "attempt": job.attempt,
-        "env_steps": measured.env_steps,
-        "values": _finite(measured.values),
-        "nonfinite": nonfinite or None,
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The same JSON with null where a number is infinite or not a number."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
-
-
-def _thin(session: Session, job_id: str) -> None:
-    """Drop every second recorded update once there are too many; the newest stays.
-
-    What is left counts half, so the history gets sparser the older it is, and the job's rows stay bounded.
-    """
-    recorded = session.scalar(select(func.count()).select_from(Metric).where(Metric.job_id == job_id)) or 0
-    if recorded <= RECORDED_UPDATES:
-        return
-    numbered = select(
-        Metric.update.label("number"), func.row_number().over(order_by=Metric.update.desc()).label("place")
-    ).where(Metric.job_id == job_id)
-    places = numbered.subquery()
-    second = select(places.c.number).where(places.c.place % 2 == 0)
-    session.execute(
-        delete_from(Metric)
-        .where(Metric.job_id == job_id, Metric.update.in_(second))
-        .execution_options(synchronize_session=False)
-    )
-
-
-def _measured(session: Session, job_id: str, ranges: list[tuple[int, int]]) -> dict[int, dict[str, Any]]:
-    """Recorded updates within the ranges, by number, as they are published."""
-    if not ranges:
-        return {}
-    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
-    rows = session.execute(
-        select(Metric.update, Metric.values, Metric.nonfinite)
-        .where(Metric.job_id == job_id, Metric.update >= lowest, Metric.update <= highest)
-        .order_by(Metric.update)
-    )
-    return {number: {"update": number, **values, "nonfinite": nonfinite or []} for number, values, nonfinite in rows}
-
-
-def _public_event(row: Event, measured: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    data = row.data
-    if row.type == "metrics":
-        covered = range(data["from_update"], data["to_update"] + 1)
-        data = {**data, "metrics": [measured[number] for number in covered if number in measured]}
-    return {
-        "object": "event",
-        "job_id": row.job_id,
-        "seq": row.seq,
-        "type": row.type,
-        "attempt": row.attempt,
-        "created_at": row.created_at,
-        "data": data,
-    }
-
-
-def _peaks(values: list[dict[str, Any]], names: list[str], max_points: int) -> list[int]:
-    """Indices of the rows that stay, in order."""
-    count = len(values)
-    if count <= max_points:
-        return list(range(count))
-    # two rows of each bucket for each curve, and the two ends
-    buckets = max(1, (max_points - 2) // (2 * max(1, len(names))))
-    kept = {0, count - 1}
-    for bucket in range(buckets):
-        inside = range(bucket * count // buckets, (bucket + 1) * count // buckets)
-        for name in names:
-            known = [(value, i) for i in inside if (value := values[i].get(name)) is not None]
-            if known:
-                kept |= {min(known)[1], max(known)[1]}
-    return sorted(kept)
+    history.emit(session, job, "rewind", {"to_update": checkpoint.updates}, instant)

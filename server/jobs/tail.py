@@ -24,7 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.database import Database
 from server.errors import NotFound, TooManyRequests, Unavailable
-from server.jobs import store
+from server.jobs import history
 from server.metrics import Metrics
 from server.request import LARGEST_INTEGER, invalid, negotiated
 
@@ -255,7 +255,7 @@ class Tail:
             yield b"".join(frame.data for frame in frames)
 
     @contextmanager
-    def _channel(self, job_id: str, head: store.Head | None) -> Iterator[_Channel]:
+    def _channel(self, job_id: str, head: history.Head | None) -> Iterator[_Channel]:
         channel = self._channels.get(job_id)
         if channel is None:
             seq = head.seq if head else 0
@@ -311,24 +311,24 @@ class Tail:
         """For each job that has moved, its new frames, and whether they are the last."""
         news: dict[str, tuple[list[_Frame], bool]] = {}
         with self._database.read() as session:
-            heads = store.heads(session, list(positions))
+            heads = history.heads(session, list(positions))
             for job_id, position in positions.items():
                 head = heads.get(job_id)
                 if head is None:
                     news[job_id] = ([], True)
                 elif head.seq > position or head.is_terminal:
-                    frames = _framed(store.events(session, job_id, position, PAGE))
+                    frames = _framed(history.events(session, job_id, position, PAGE))
                     last = frames[-1].seq if frames else position
                     news[job_id] = (frames, head.is_terminal and last >= head.seq)
         return news
 
-    def _head(self, job_id: str) -> store.Head | None:
+    def _head(self, job_id: str) -> history.Head | None:
         with self._database.read() as session:
-            return store.heads(session, [job_id]).get(job_id)
+            return history.heads(session, [job_id]).get(job_id)
 
     def _page(self, job_id: str, after: int) -> list[_Frame]:
         with self._database.read() as session:
-            return _framed(store.events(session, job_id, after, PAGE))
+            return _framed(history.events(session, job_id, after, PAGE))
 
 
 async def _came(news: asyncio.Event, seconds: float) -> bool:
@@ -377,10 +377,10 @@ def events_response(
     reconnected = _position("last-event-id", request.headers.get("last-event-id"))
     wanted = negotiated(request.headers.get("accept", "*/*"), (JSON, MEDIA_TYPE))
     with database.read() as session:
-        if job_id not in store.heads(session, [job_id]):
+        if job_id not in history.heads(session, [job_id]):
             raise NotFound("There is no such job.")
         if wanted == JSON:
-            return _page_response(store.events(session, job_id, position or 0, limit + 1), limit)
+            return _page_response(history.events(session, job_id, position or 0, limit + 1), limit)
     # a browser that connects again sends the header, and the address with its old `after`
     begin = position or 0 if reconnected is None else reconnected
     return _EventStream(tail, tail.follow(job_id, begin) if follow else tail.replay(job_id, begin))
@@ -426,7 +426,7 @@ _EVENT_SCHEMA: dict[str, Any] = {
         "object": {"type": "string", "enum": ["event"]},
         "job_id": {"type": "string"},
         "seq": {"type": "integer", "description": "Number of the event in its job, from 1."},
-        "type": {"type": "string", "enum": list(store.EVENT_TYPES)},
+        "type": {"type": "string", "enum": list(history.EVENT_TYPES)},
         "attempt": {"type": "integer"},
         "created_at": {"type": "string", "format": "date-time"},
         "data": {"type": "object", "additionalProperties": True, "description": "What happened; depends on `type`."},

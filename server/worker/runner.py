@@ -7,7 +7,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure
+from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure, SpecError
 from pgengine.spec import TrainingSpec
 from server.jobs.reports import Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
@@ -185,7 +185,8 @@ def _failure(job: Start, error: Exception) -> Failure:
         return Failure("out_of_memory", "there was not enough memory; fewer trajectories or a smaller policy need less")
     if isinstance(error, DivergedError):
         return Failure("diverged", _plain(error))
-    if isinstance(error, EnvironmentFailure):
+    # the spec was checked when the job was created: what is refused here is an environment that this worker lacks
+    if isinstance(error, EnvironmentFailure | SpecError):
         return Failure("environment_error", _plain(error))
     if isinstance(error, CheckpointError):
         return Failure("internal", "the checkpoint to start from could not be read")

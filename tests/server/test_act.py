@@ -25,7 +25,7 @@ from server.environments.types import AllowList
 from server.keys.store import ANYBODY
 from server.metrics import Metrics
 from server.middleware import Gate
-from server.policies import act
+from server.policies import loaded
 from server.policies import store as policies
 from server.policies.act import ActEndpoint
 from server.settings import Settings
@@ -277,12 +277,12 @@ async def _fresh(database: Database) -> None:
     async with asking(database) as client:
         assert (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 0
         put(database, policy_id, 1)
-        async with asyncio.timeout(act.STALE_SECONDS + 2):
+        async with asyncio.timeout(loaded.STALE_SECONDS + 2):
             while (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 0:
                 await asyncio.sleep(0.02)
         with database.write() as session:
             policies.delete(session, policy_id)
-        async with asyncio.timeout(act.STALE_SECONDS + 2):
+        async with asyncio.timeout(loaded.STALE_SECONDS + 2):
             while True:
                 response = await client.post(f"/v1/policies/{policy_id}/act", json={"observation": UPRIGHT})
                 if response.status_code == 404:
@@ -301,7 +301,7 @@ def test_after_a_pause_nothing_stale_is_answered(sqlite_database: Database) -> N
         policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
         async with asking(sqlite_database) as client:
             await ask(client, policy_id, observation=UPRIGHT)
-            await asyncio.sleep(act.STALE_SECONDS)
+            await asyncio.sleep(loaded.STALE_SECONDS)
             put(sqlite_database, policy_id, 1)
             assert (await ask(client, policy_id, observation=UPRIGHT))["updates"] == 1
 

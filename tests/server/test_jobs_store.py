@@ -15,7 +15,7 @@ from server.checkpoints import store as checkpoints
 from server.database import Database, now
 from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
 from server.ids import new_id
-from server.jobs import store
+from server.jobs import history, store
 from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.pages import PageQuery
 from server.tables import Checkpoint, Environment, Event, Job, Metric, Policy
@@ -85,7 +85,7 @@ def job_of(database: Database, job_id: str) -> Job:
 
 def events_of(database: Database, job_id: str, after: int = 0) -> list[dict[str, Any]]:
     with database.read() as session:
-        return store.events(session, job_id, after)
+        return history.events(session, job_id, after)
 
 
 def statuses_of(database: Database, job_id: str) -> list[str]:
@@ -241,7 +241,7 @@ def test_numbers_that_are_not_finite_are_null_and_named(database: Database, new_
         }
     ]
     with database.read() as session:
-        curves = store.metrics(session, job.id)
+        curves = history.metrics(session, job.id)
     assert curves.values == {"mean_return": [1.0], "entropy": [None], "gradient_norm": [None]}
     assert curves.nonfinite == {"entropy": [1], "gradient_norm": [1]}
 
@@ -418,7 +418,7 @@ def test_a_crash_queues_the_next_attempt_which_goes_on_from_the_checkpoint(datab
     rewind = events_of(database, job.id)[-1]
     assert (rewind["type"], rewind["data"], rewind["attempt"]) == ("rewind", {"to_update": 5}, 2)
     with database.read() as session:
-        assert store.metrics(session, job.id).updates == [1, 2, 3, 4, 5]
+        assert history.metrics(session, job.id).updates == [1, 2, 3, 4, 5]
 
 
 def test_a_repeated_update_overwrites_and_names_its_attempt(database: Database, new_job: Any) -> None:
@@ -429,7 +429,7 @@ def test_a_repeated_update_overwrites_and_names_its_attempt(database: Database, 
     lose(database, first)
     report_to(database, claim(database), updates(3, 5, entropy=0.5))
     with database.read() as session:
-        curves = store.metrics(session, job.id)
+        curves = history.metrics(session, job.id)
     assert curves.updates == [1, 2, 3, 4, 5]
     assert curves.attempts == [1, 1, 2, 2, 2]
     assert curves.values["entropy"] == [None, None, 0.5, 0.5, 0.5]
@@ -586,7 +586,7 @@ def test_the_order_of_commits_is_the_order_of_seq(database: Database, new_job: A
         while True:
             over = ended.is_set()
             with database.read() as session:
-                page = store.events(session, job.id, last, 7)
+                page = history.events(session, job.id, last, 7)
             for event in page:
                 seen.append(event["seq"])
                 last = event["seq"]
@@ -606,7 +606,7 @@ def test_the_order_of_commits_is_the_order_of_seq(database: Database, new_job: A
     # a tail that reads on from the last number it has seen misses none
     assert seen == list(range(1, 43))
     with database.read() as session:
-        assert store.heads(session, [job.id, new_id("job")]) == {job.id: store.Head(42, is_terminal=False)}
+        assert history.heads(session, [job.id, new_id("job")]) == {job.id: history.Head(42, is_terminal=False)}
 
 
 def test_events_come_in_pages(database: Database, new_job: Any) -> None:
@@ -615,9 +615,9 @@ def test_events_come_in_pages(database: Database, new_job: Any) -> None:
     for n in range(1, 6):
         report_to(database, claimed, updates(n, n))
     with database.read() as session:
-        first = store.events(session, job.id, 0, 4)
-        second = store.events(session, job.id, first[-1]["seq"], 4)
-        assert store.events(session, new_id("job")) == []
+        first = history.events(session, job.id, 0, 4)
+        second = history.events(session, job.id, first[-1]["seq"], 4)
+        assert history.events(session, new_id("job")) == []
     assert [event["seq"] for event in first + second] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -630,10 +630,10 @@ def test_curves_keep_each_bucket_s_peaks_of_each_metric(database: Database, new_
 
     report_to(database, claimed, Report(Progress(2000), tuple(measured(n) for n in range(1, 2001))))
     with database.read() as session:
-        curves = store.metrics(session, job.id, ["a", "b"], max_points=100)
-        one = store.metrics(session, job.id, ["a"], max_points=100)
-        part = store.metrics(session, job.id, ["a"], from_update=1990, max_points=100)
-        unknown = store.metrics(session, job.id, ["c"], max_points=100)
+        curves = history.metrics(session, job.id, ["a", "b"], max_points=100)
+        one = history.metrics(session, job.id, ["a"], max_points=100)
+        part = history.metrics(session, job.id, ["a"], from_update=1990, max_points=100)
+        unknown = history.metrics(session, job.id, ["c"], max_points=100)
     assert curves.recorded == 2000
     assert len(curves.updates) <= 100
     assert curves.updates[0] == 1
@@ -657,14 +657,14 @@ def test_curves_keep_each_bucket_s_peaks_of_each_metric(database: Database, new_
 def test_a_long_history_is_thinned(database: Database, new_job: Any) -> None:
     job = new_job()
     claimed = claim(database)
-    count = store.RECORDED_UPDATES + 1
+    count = history.RECORDED_UPDATES + 1
     report_to(database, claimed, with_checkpoint(updates(1, count)))
     with database.read() as session:
         numbers = list(session.scalars(select(Metric.update).where(Metric.job_id == job.id).order_by(Metric.update)))
     # every second one, and the newest stays
     assert numbers == list(range(1, count + 1, 2))
     with database.read() as session:
-        page = store.events(session, job.id, 2, 1)
+        page = history.events(session, job.id, 2, 1)
     assert len(page[0]["data"]["metrics"]) == len(numbers)
 
 

@@ -27,7 +27,7 @@ from server.checkpoints import store as checkpoints
 from server.database import Database
 from server.errors import PROBLEM_MEDIA_TYPE, ApiError, problem
 from server.ids import new_id
-from server.jobs import store
+from server.jobs import history, store
 from server.jobs.reports import Claim, Measured, Outcome, Progress, Report
 from server.jobs.tail import RECENT_FRAMES, Tail, events_response
 from server.keys.store import ANYBODY
@@ -86,7 +86,7 @@ def finish(database: Database, claimed: Claim) -> None:
 
 def stored(database: Database, job_id: str) -> list[dict[str, Any]]:
     with database.read() as session:
-        return store.events(session, job_id, 0, 100_000)
+        return history.events(session, job_id, 0, 100_000)
 
 
 # --- a server

@@ -30,7 +30,7 @@ from pgengine.spec import (
 from server.checkpoints import store as checkpoints
 from server.database import Database, NamingBase
 from server.ids import new_id
-from server.jobs import store
+from server.jobs import history, store
 from server.tables import TERMINAL_STATUSES, Environment, Job, Policy
 from server.worker.stop import EXIT_WITH_STDIN
 
@@ -212,7 +212,7 @@ def job_of(database: Database, job_id: str) -> Job:
 
 def events_of(database: Database, job_id: str, type_: str | None = None) -> list[dict[str, Any]]:
     with database.read() as session:
-        found = store.events(session, job_id, 0, 10_000)
+        found = history.events(session, job_id, 0, 10_000)
     return [event for event in found if type_ in (None, event["type"])]
 
 
@@ -265,7 +265,7 @@ def assert_went_on(database: Database, job_id: str) -> None:
     assert (last["created_at"] - kept["created_at"]).total_seconds() < CHECKPOINT_SECONDS + 1.0
     # nothing is missing and nothing is there twice
     with database.read() as session:
-        curves = store.metrics(session, job_id, ["mean_return"], max_points=100_000)
+        curves = history.metrics(session, job_id, ["mean_return"], max_points=100_000)
     assert curves.updates == list(range(1, curves.updates[-1] + 1))
     assert set(curves.attempts) == {1, 2}
 
@@ -473,7 +473,7 @@ def test_a_finished_job_says_what_came_of_it(steady_database: Database, steady_w
     assert job.fingerprint is not None
     assert job.fingerprint["threads"] == 1
     with steady_database.read() as session:
-        curves = store.metrics(session, job.id)
+        curves = history.metrics(session, job.id)
         written = events_of(steady_database, job.id, "checkpoint")
         stored = checkpoints.get(session, job.result["checkpoint_id"])
         policy = pgengine.load(checkpoints.content(session, stored.id))
