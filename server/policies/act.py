@@ -11,7 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -24,9 +24,6 @@ from server.metrics import Metrics
 from server.policies.loaded import CHECKPOINT_EXPECTED, STALE_SECONDS, Loaded, PolicyCache
 from server.request import decode, invalid, pointer_to
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["OPENAPI", "STALE_SECONDS", "ActEndpoint"]
 
 INLINE_BYTES = 8_192
@@ -37,7 +34,6 @@ event loop, where a thread would add a tenth of a millisecond to each; what is l
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-T = TypeVar("T")
 
 
 class ActRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=False):

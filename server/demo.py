@@ -1,0 +1,542 @@
+"""`make demo`: from nothing to an answered action, over HTTP, as any client would go.
+
+Starts a server of its own, posts the shortest training job, watches it learn, asks the trained policy for actions, says
+how to do the same by hand, and leaves nothing behind, however it ends. Knows the server's command line and its API.
+"""
+
+import json
+import math
+import os
+import re
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from types import FrameType
+from typing import Any, Protocol, Self
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from server.worker.stop import EXIT_WITH_STDIN
+
+__all__ = ["BY_HAND", "SERVE", "learning_curve", "run_demo"]
+
+TARGET = 475.0
+"""From this mean return on CartPole-v1 counts as solved: the reward threshold of its registration."""
+
+ENVIRONMENT_ID = "CartPole-v1"
+BODY: dict[str, Any] = {"environment": {"kind": "gymnasium", "id": ENVIRONMENT_ID}}
+
+START_SECONDS = 60.0
+"""A server that has not said by then where it listens has not started."""
+
+STOP_SECONDS = 20.0
+"""What a server that has been told to stop may take, its worker and trainer included."""
+
+LINE_SECONDS = 1.0
+"""Least time between two lines where the output is no terminal."""
+
+WAITING = "waiting for the worker"
+
+SERVE = "make serve"
+
+BY_HAND = r"""
+URL=http://127.0.0.1:${PGENGINE_PORT:-8000}
+KEY=$(.venv/bin/python -m server keys create curl --scope train --scope read --scope act | tail -n 1)
+AUTH="authorization: Bearer $KEY"
+JSON="content-type: application/json"
+
+# post a training job; the answer names the job and its policy
+curl -sS $URL/v1/training-jobs -H "$AUTH" -H "$JSON" -o job.json \
+  -d '{"environment": {"kind": "gymnasium", "id": "CartPole-v1"}}'
+JOB=$(grep -o 'job_[0-9a-f]*' job.json | head -n 1)
+POLICY=$(grep -o 'pol_[0-9a-f]*' job.json | head -n 1)
+
+# watch it learn; the stream ends with the job
+curl -sSN $URL/v1/training-jobs/$JOB/events -H "$AUTH" -H "accept: text/event-stream"
+
+# the job with its result, and its learning curve
+curl -sS $URL/v1/training-jobs/$JOB -H "$AUTH"
+curl -sS "$URL/v1/training-jobs/$JOB/metrics?keys=mean_return,entropy" -H "$AUTH" -H "accept: text/csv"
+
+# ask the policy for an action
+curl -sS $URL/v1/policies/$POLICY/act -H "$AUTH" -H "$JSON" -d '{"observation": [0.01, -0.02, 0.03, 0.04]}'
+
+# take the policy home: a file that needs no server
+CHECKPOINT=$(curl -sS $URL/v1/policies/$POLICY -H "$AUTH" | grep -o 'ckpt_[0-9a-f]*' | head -n 1)
+curl -sS $URL/v1/checkpoints/$CHECKPOINT/content -H "$AUTH" -o cartpole.safetensors
+.venv/bin/python -m pgengine evaluate cartpole.safetensors CartPole-v1
+""".strip()
+"""What the demonstration does, for a second terminal while `SERVE` runs in the first. The README has the same lines."""
+
+
+class DemoFailed(Exception):
+    """Something did not go as it should; the message says what."""
+
+
+def run_demo(*, updates: int | None = None) -> int:
+    """Run the demonstration.
+
+    Args:
+        updates: Stop training after so many updates; few do not reach the target.
+
+    Returns:
+        Exit status: 0, 1 if the mean return of the fresh episodes is below the target or something failed, 128 and the
+        number of the signal if it was interrupted.
+    """
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    with _Signals() as signals, ExitStack() as stack:
+        try:
+            # nothing may be interrupted between its start and the note that it must be ended
+            with signals.later():
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgengine-demo-"))
+                server = _Server(directory)
+                stack.callback(server.stop)
+            status = _tell(console, server, directory, updates)
+        except KeyboardInterrupt:
+            status = 128 + (signals.caught or signal.SIGINT)
+        except (DemoFailed, httpx.HTTPError) as error:
+            status = 1
+            console.print(f"\nerror: {error}")
+            if log := server.log():
+                console.print(f"the last lines of the server:\n{log}")
+        signals.ignore()
+    # only now: the server and its data are gone
+    if status > 128:
+        console.print("\ninterrupted; the server has been stopped and its data removed")
+    return status
+
+
+def _tell(console: Console, server: "_Server", directory: str, updates: int | None) -> int:
+    """The whole story."""
+    began = time.monotonic()
+    console.print(f"1. Starting a server with a key of its own and its data in {directory}.")
+    url = server.url()
+    console.print(f"   It listens at {url}.")
+    with httpx.Client(
+        base_url=url, headers={"authorization": f"Bearer {server.key}"}, timeout=60.0, trust_env=False
+    ) as client:
+        body = BODY if updates is None else BODY | {"stop": {"updates": updates}}
+        job = _posted(client, "/v1/training-jobs", body)
+        console.print(f"2. POST /v1/training-jobs {json.dumps(body)}")
+        console.print(f"   -> {job['id']}, {_said(job['label'])}")
+        console.print(f"3. GET /v1/training-jobs/{job['id']}/events")
+        points = _watch(console, client, job)
+        job = _got(client, f"/v1/training-jobs/{job['id']}")
+        result = _result(job)
+        for line in learning_curve(points, encoding=console.encoding):
+            console.print(f"   {line}")
+        evaluation = result["evaluation"]
+        mean, (low, high) = evaluation["mean_return"], evaluation["confidence_interval"]
+        console.print(
+            f"4. Mean return of {evaluation['episodes']} fresh episodes: {mean:.1f} "
+            f"(95% confidence interval {low:.1f} to {high:.1f})."
+        )
+        progress = job["progress"]
+        console.print(
+            f"   Stopped by {result['stopped_by']} after {progress['updates']:,} updates, {progress['episodes']:,} "
+            f"episodes and {progress['env_steps']:,} env_steps; {_said(job['label'])}."
+        )
+        console.print(f"5. POST /v1/policies/{job['policy_id']}/act, once for each step of an episode")
+        returned, seconds = _play(client, job["policy_id"])
+        console.print(
+            f"   The episode returned {returned:.0f}. {len(seconds):,} actions, "
+            f"{1000 * statistics.median(seconds):.1f} ms each (median, one request an action)."
+        )
+    _close(console, time.monotonic() - began)
+    if mean < TARGET:
+        console.print(f"\nmissed: the mean return {mean:.1f} is below {TARGET:.0f}")
+        return 1
+    return 0
+
+
+def _close(console: Console, seconds: float) -> None:
+    console.print(
+        f"\nIn {seconds:.0f} s a server was started, a policy was trained over HTTP, and it was asked for actions.\n"
+        "The server stops now and its data is removed. The same by hand, in one terminal:\n"
+    )
+    console.out(SERVE)
+    console.print("\nand in another:\n")
+    console.out(BY_HAND)
+
+
+def _said(label: Mapping[str, Any]) -> str:
+    """A label in one line."""
+    return f"gradient estimate {label['kind'].replace('_', ' ')} for the {label['objective']['text']}"
+
+
+def _result(job: Mapping[str, Any]) -> dict[str, Any]:
+    if job["status"] != "succeeded":
+        why = f": {job['failure']['message']}" if job["failure"] else ""
+        raise DemoFailed(f"the job has {job['status']}{why}" if job["is_terminal"] else "the event stream broke off")
+    return dict(job["result"])
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+class _Server:
+    """`python -m server serve` on a free port, with a worker, a key and a directory of its own.
+
+    It is a process group of its own, so that Ctrl-C reaches the demonstration alone, and holds a pipe of ours as its
+    standard input, so that it ends with the demonstration even where that is killed.
+
+    Attributes:
+        key: An admin key.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.key = secrets.token_urlsafe(24)
+        settings = {"DATA_DIR": directory, "HOST": "127.0.0.1", "PORT": "0", "API_KEY": self.key, "WORKERS": "1"}
+        # settings that a person has for a server of theirs are not for this one
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PGENGINE_")}
+        ours = {f"PGENGINE_{name}": value for name, value in settings.items()} | {EXIT_WITH_STDIN: "1"}
+        ours["TMPDIR"] = directory  # torch makes caches there, which nobody would remove
+        self._lines: deque[str] = deque(maxlen=20)
+        self._url: Future[str] = Future()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "server", "serve"],
+            env=others | ours,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            process_group=0,
+        )
+        self._reader = threading.Thread(target=self._read, name="server", daemon=True)
+        self._reader.start()
+
+    def url(self) -> str:
+        """Where it listens, once it does.
+
+        Raises:
+            DemoFailed: if it ended instead.
+        """
+        try:
+            return self._url.result(START_SECONDS)
+        except TimeoutError:
+            raise DemoFailed(f"the server has not started within {START_SECONDS:.0f} s") from None
+
+    def log(self) -> str:
+        """The last lines that it has written."""
+        return "\n".join(self._lines)
+
+    def stop(self) -> None:
+        """End it with all that it has started; returns when it is gone."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.append(line.rstrip("\n"))
+            if not self._url.done() and (found := re.match(r"API +(\S+)", line)):
+                self._url.set_result(found[1])
+        if not self._url.done():
+            self._url.set_exception(DemoFailed("the server ended before it listened"))
+
+
+class _Signals:
+    """Ctrl-C, SIGTERM and a closed terminal raise one KeyboardInterrupt, and never where it could not be obeyed.
+
+    Attributes:
+        caught: Number of the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._armed = True
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """A signal that comes in this block takes effect at its end."""
+        self._armed = False
+        yield
+        if self.caught is not None:
+            raise KeyboardInterrupt
+        self._armed = True
+
+    def ignore(self) -> None:
+        """From here on signals have no effect: all ends by itself."""
+        self._armed = False
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.caught = self.caught or number
+        if self._armed:
+            self._armed = False  # a second one must not interrupt the ending, which is bounded
+            raise KeyboardInterrupt
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def _got(client: httpx.Client, path: str) -> dict[str, Any]:
+    return _read(client.get(path))
+
+
+def _posted(client: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    return _read(client.post(path, json=body))
+
+
+def _read(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        request = answer.request
+        raise DemoFailed(f"{request.method} {request.url.path} was answered with {answer.status_code}: {answer.text}")
+    return dict(answer.json())
+
+
+def _events(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
+    """The events of a job as Server-Sent Events bring them, until the stream ends."""
+    with client.stream("GET", f"/v1/training-jobs/{job_id}/events", headers={"accept": "text/event-stream"}) as answer:
+        if answer.is_error:
+            answer.read()
+            _read(answer)
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
+
+
+def _play(client: httpx.Client, policy_id: str) -> tuple[float, list[float]]:
+    """Play one episode here with actions from there; its return, and the seconds that each action took."""
+    import gymnasium
+
+    environment = gymnasium.make(ENVIRONMENT_ID)
+    try:
+        observation, _ = environment.reset()
+        returned, ended, seconds = 0.0, False, []
+        while not ended:
+            began = time.perf_counter()
+            answer = _posted(client, f"/v1/policies/{policy_id}/act", {"observation": observation.tolist()})
+            seconds.append(time.perf_counter() - began)
+            observation, reward, terminated, truncated, _ = environment.step(answer["action"])
+            returned += float(reward)
+            ended = terminated or truncated
+    finally:
+        environment.close()
+    return returned, seconds
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class _Training:
+    """What the events of a job have said so far.
+
+    Attributes:
+        phase: What goes on, in a few words.
+        mean_return: Of the last update, in training episodes.
+        env_steps_per_second: Of the last update.
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.phase = WAITING
+        self.mean_return = math.nan
+        self.env_steps_per_second = math.nan
+        self._limit: int | None = job["stop"]["updates"]
+        self._points: dict[int, tuple[float, float]] = {}
+        self._began: float | None = None
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Learn from one event; types that are not known here are passed over, as more may come."""
+        data = event["data"]
+        match event["type"]:
+            case "status" if data["status"] == "running":
+                self.phase, self._began = "training", time.monotonic()
+            case "status":
+                self.phase = WAITING if data["status"] == "queued" else data["status"]
+            case "metrics":
+                for row in data["metrics"]:
+                    self._take_update(row)
+            case "rewind":
+                self._points = {n: point for n, point in self._points.items() if n <= data["to_update"]}
+            case "evaluation" if data["evaluation"]["confidence_interval"][0] >= TARGET:
+                self.phase = "evaluating"
+
+    def _take_update(self, row: Mapping[str, Any]) -> None:
+        if row["mean_return"] is not None:
+            self.mean_return = row["mean_return"]
+            self._points[row["update"]] = (row["env_steps"], row["mean_return"])
+        if row["env_steps_per_second"] is not None:
+            self.env_steps_per_second = row["env_steps_per_second"]
+        if len(self._points) == self._limit:
+            self.phase = "evaluating"
+
+    @property
+    def updates(self) -> int:
+        """Updates so far."""
+        return max(self._points, default=0)
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """The learning curve: env_steps and mean return."""
+        return [self._points[number] for number in sorted(self._points)]
+
+    @property
+    def fraction(self) -> float:
+        """How near the end is: of the way to the target, or to the limit of updates if that is nearer."""
+        if self.phase in ("evaluating", "succeeded"):
+            return 1.0
+        recent = [mean_return for _, mean_return in self.points[-3:]]
+        way = statistics.fmean(recent) / TARGET if recent else 0.0
+        return min(1.0, max(0.0, way, self.updates / self._limit if self._limit else 0.0))
+
+    def left(self) -> str:
+        """Time left to train, as far as the speed so far can tell; empty while nothing can be told."""
+        if self.phase != "training" or self._began is None or self.fraction == 0.0:
+            return ""
+        seconds = (time.monotonic() - self._began) * (1 - self.fraction) / self.fraction
+        return f"{seconds // 60:.0f}:{seconds % 60:02.0f} left"
+
+
+class _Display(Protocol):
+    """How progress is shown."""
+
+    def show(self, training: _Training) -> None:
+        """Show how it stands now."""
+
+
+class _Bar:
+    """A bar that lives in one line of a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task(WAITING, total=1.0, returned="", rate="", left="")
+
+    def show(self, training: _Training) -> None:
+        known = training.updates > 0
+        self._progress.update(
+            self._task,
+            description=training.phase,
+            completed=training.fraction,
+            returned=f"mean return {training.mean_return:5.1f}" if known else "",
+            rate=f"{training.env_steps_per_second:,.0f} env_steps/s" if known else "",
+            left=training.left(),
+        )
+
+
+class _Lines:
+    """Lines for a file or a pipe, at most one a second and one for each change of phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown = ("", -1)
+        self._at = -math.inf
+
+    def show(self, training: _Training) -> None:
+        now = time.monotonic()
+        state = (training.phase, training.updates)
+        if state == self._shown or (training.phase == self._shown[0] and now - self._at < LINE_SECONDS):
+            return
+        self._shown, self._at = state, now
+        parts = [f"   {training.phase}"]
+        if training.updates > 0:
+            parts += [
+                f"update {training.updates}",
+                f"mean return {training.mean_return:.1f}",
+                f"{training.env_steps_per_second:,.0f} env_steps/s",
+            ]
+        if left := training.left():
+            parts.append(left)
+        self._console.print(", ".join(parts))
+
+
+def _watch(console: Console, client: httpx.Client, job: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Show the job's progress until it ends; its learning curve."""
+    training = _Training(job)
+    with _display(console) as display:
+        display.show(training)
+        for event in _events(client, job["id"]):
+            training.take(event)
+            display.show(training)
+    return training.points
+
+
+@contextmanager
+def _display(console: Console) -> Iterator[_Display]:
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        TextColumn("  "),
+        SpinnerColumn("line"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[returned]}"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, expand=True) as progress:
+        yield _Bar(progress)
+
+
+def learning_curve(
+    points: Sequence[tuple[float, float]], *, width: int = 60, height: int = 10, encoding: str = "utf-8"
+) -> list[str]:
+    """A learning curve in characters, with labelled axes.
+
+    Args:
+        points: env_steps, increasing, and mean return.
+        width: Columns of the curve, axis apart.
+        height: Rows of the curve, axis apart.
+        encoding: Of the output; without Unicode the columns have whole rows only.
+
+    Returns:
+        Lines to print; none without points.
+    """
+    if not points:
+        return []
+    blocks = " ▁▂▃▄▅▆▇█" if encoding.lower().replace("-", "").startswith("utf") else " #"
+    side, corner, floor = ("│", "└", "─") if len(blocks) > 2 else ("|", "+", "-")
+    steps = len(blocks) - 1
+    top = max(1.0, *(y for _, y in points))
+    last = points[-1][0]
+    heights = [
+        round(max(0.0, _between(points, last * (column + 1) / width)) / top * height * steps) for column in range(width)
+    ]
+    labels = {height - 1: f"{top:.0f}", (height - 1) // 2: f"{top * ((height - 1) // 2 + 1) / height:.0f}"}
+    lines = ["mean return"]
+    for row in reversed(range(height)):
+        cells = "".join(blocks[min(steps, max(0, filled - row * steps))] for filled in heights)
+        lines.append(f"{labels.get(row, ''):>7} {side}{cells}".rstrip())
+    lines.append(f"{0:>7} {corner}{floor * width}")
+    right = f"{last:,.0f} env_steps"
+    lines.append(f"{'':>9}0{right:>{width - 1}}")
+    return lines
+
+
+def _between(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The curve at x, straight between its points and level beyond them."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[0][1] if x < points[0][0] else points[-1][1]
