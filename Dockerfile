@@ -1,8 +1,10 @@
-# The server with its worker. `docker build .` gives a CPU build; for GPUs choose the index of your CUDA version:
-#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
+# The server with its worker. Which build of torch goes in (CPU, or a version of CUDA) is decided by the package index that
+# pytorch.org's "Start locally" page names for it:
+#   docker build --build-arg TORCH_INDEX=… .
+# Without it pip takes the default build, which on Linux is a large one for CUDA and runs on CPUs as well.
 FROM python:3.11-slim
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=""
 
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -12,12 +14,12 @@ ENV PYTHONUNBUFFERED=1 \
 WORKDIR /app
 # torch alone first: the largest layer, and the one that changes least
 COPY constraints.txt ./
-RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt torch
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -c constraints.txt torch
 COPY pyproject.toml README.md ./
 COPY pgengine ./pgengine
 COPY server ./server
 COPY migrations ./migrations
-RUN pip install --extra-index-url "$TORCH_INDEX" -c constraints.txt ".[server,postgres]"
+RUN pip install -c constraints.txt ".[server,postgres]"
 
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin pgengine \
     && install --directory --owner=pgengine --group=pgengine /data

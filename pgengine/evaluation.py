@@ -35,11 +35,18 @@ class Evaluation(Spec):
     mean_length: float
     """Mean number of environment steps."""
     deterministic_mean_return: float | None
-    """Mean return of the mode over other fresh episodes; null where it was not asked for."""
+    """Mean return of the mode, the most probable actions, over other fresh episodes; null if there were none."""
+    deterministic_episodes: int
+    """Fresh episodes of the mode."""
 
 
 def evaluate(
-    policy: Policy, environment: EnvironmentSpec, *, episodes: int = 100, seed: int = 0, deterministic_too: bool = True
+    policy: Policy,
+    environment: EnvironmentSpec,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic_episodes: int = 20,
 ) -> Evaluation:
     """Plays fresh episodes and takes their mean return.
 
@@ -48,7 +55,7 @@ def evaluate(
         environment: Where.
         episodes: How many, at least 2.
         seed: Of the run whose policy this is, or any other; training and evaluation never share a random number.
-        deterministic_too: Whether the mode is evaluated as well, which doubles the time.
+        deterministic_episodes: How many other episodes for the mode; 0 for none.
 
     Raises:
         SpecError: if the environment cannot be made or the policy does not fit it.
@@ -58,7 +65,12 @@ def evaluate(
     try:
         policy.fits(opened.facts)
         return evaluate_in(
-            opened, policy, episodes=episodes, seed=seed, domain="evaluation", deterministic_too=deterministic_too
+            opened,
+            policy,
+            episodes=episodes,
+            seed=seed,
+            domain="evaluation",
+            deterministic_episodes=deterministic_episodes,
         )
     finally:
         opened.close()
@@ -71,19 +83,20 @@ def evaluate_in(
     episodes: int,
     seed: int,
     domain: Literal["selection", "evaluation"],
-    deterministic_too: bool,
+    deterministic_episodes: int,
 ) -> Evaluation:
     """The same in an environment that is open already, at an address of one's own."""
     returns, lengths = _play(environment, policy, seed, domain, episodes, deterministic=False)
     mode: float | None = None
-    if deterministic_too:
-        mode = float(_play(environment, policy, seed, "mode", episodes, deterministic=True)[0].mean())
+    if deterministic_episodes:
+        mode = float(_play(environment, policy, seed, "mode", deterministic_episodes, deterministic=True)[0].mean())
     return Evaluation(
         mean_return=float(returns.mean()),
         confidence_interval=list(_interval(returns)),
         episodes=episodes,
         mean_length=float(lengths.mean()),
         deterministic_mean_return=mode,
+        deterministic_episodes=deterministic_episodes,
     )
 
 

@@ -97,12 +97,11 @@ def rollout(
             if action_noise is None
             else d.sample(policy.parameters, outputs, action_noise[lanes, column])
         )
-        if not (np.isfinite(outputs).all() and np.isfinite(samples).all()):
-            raise DivergedError(noise.update + 1, noise.seed, "an output of the policy")
+        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+            raise _diverged(noise)
         actions = d.action(samples)
         step = environment.step(actions, None if step_noise is None else step_noise[lanes, column])
-        log_probs = d.log_prob(policy.parameters, outputs, samples)
-        rows.append((lanes, observations, samples, actions, log_probs, step.rewards))
+        rows.append((lanes, observations, samples, actions, outputs, step.rewards))
         ended = step.terminated | step.truncated
         observations = step.observations
         if ended.any():
@@ -113,7 +112,19 @@ def rollout(
             environment.keep(live)
             lanes, observations = lanes[live], observations[live]
         time += 1
-    return _flat(rows, episodes, first, terminated, truncated, final)
+    lanes, *columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+    order = np.argsort(lanes, kind="stable")  # from order of time to order of episode
+    observations, samples, actions, outputs, rewards = (column[order] for column in columns)
+    if not np.isfinite(outputs).all():
+        raise _diverged(noise)
+    log_probs = d.log_prob(policy.parameters, outputs, samples)
+    offsets = np.zeros(episodes + 1, dtype=np.int64)
+    np.cumsum(np.bincount(lanes - first, minlength=episodes), out=offsets[1:])
+    return Batch(observations, samples, actions, log_probs, rewards, offsets, terminated, truncated, final)
+
+
+def _diverged(noise: Noise) -> DivergedError:
+    return DivergedError(noise.update + 1, noise.seed, "an output of the policy")
 
 
 def _action_noise(noise: Noise, chunk: int, episodes: int, distribution: Distribution | None) -> np.ndarray | None:
@@ -122,20 +133,3 @@ def _action_noise(noise: Noise, chunk: int, episodes: int, distribution: Distrib
     if distribution.noise_width is None:
         return noise.uniform("action", chunk, episodes)
     return noise.normal("action", chunk, episodes, distribution.noise_width)
-
-
-def _flat(
-    rows: list[tuple[np.ndarray, ...]],
-    episodes: int,
-    first: int,
-    terminated: np.ndarray,
-    truncated: np.ndarray,
-    final: np.ndarray,
-) -> Batch:
-    """From rows in order of time to rows in order of episode."""
-    lanes, *columns = (np.concatenate(column) for column in zip(*rows, strict=True))
-    order = np.argsort(lanes, kind="stable")
-    observations, samples, actions, log_probs, rewards = (column[order] for column in columns)
-    offsets = np.zeros(episodes + 1, dtype=np.int64)
-    np.cumsum(np.bincount(lanes - first, minlength=episodes), out=offsets[1:])
-    return Batch(observations, samples, actions, log_probs, rewards, offsets, terminated, truncated, final)

@@ -286,6 +286,8 @@ class EvaluationSpec(Spec):
 
     episodes: Annotated[int, Field(ge=2, le=10_000)] = 100
     """Fresh episodes for each evaluation."""
+    deterministic_episodes: Annotated[int, Field(ge=0, le=10_000)] = 20
+    """Other fresh episodes on which the final evaluation plays the mode, a second number; 0 for none."""
 
 
 class TrainingSpec(Spec):

@@ -276,7 +276,7 @@ class _Run:
             episodes=self.spec.evaluation.episodes,
             seed=self.spec.seed,
             domain="selection",
-            deterministic_too=False,
+            deterministic_episodes=0,
         )
 
     def _advance(self, metrics: dict[str, float], seconds: float) -> None:

@@ -21,7 +21,9 @@ class Evaluation(Answer):
     episodes: int
     """How many fresh episodes were played."""
     deterministic_mean_return: float | None = None
-    """Mean return of the policy that always takes its most probable action."""
+    """Mean return of the policy that always takes its most probable action; null where that was not played."""
+    deterministic_episodes: int = 0
+    """How many fresh episodes were played so."""
     mean_length: float | None = None
     """Mean length of the episodes in environment steps."""
 

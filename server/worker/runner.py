@@ -64,7 +64,11 @@ def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
         # a crash during the evaluation must not cost the last updates
         reporter.checkpoint(update)
     evaluation = pgengine.evaluate(
-        policy, spec.environment, episodes=spec.evaluation.episodes, seed=spec.seed
+        policy,
+        spec.environment,
+        episodes=spec.evaluation.episodes,
+        seed=spec.seed,
+        deterministic_episodes=spec.evaluation.deterministic_episodes,
     ).model_dump(mode="json")
     report = reporter.rest() if update is None else reporter.rest_with(update, evaluation)
     return Finished(Outcome("succeeded", report=report, result=_result(spec, update, evaluation)))

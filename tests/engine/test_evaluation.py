@@ -25,7 +25,7 @@ def test_the_interval_covers_the_exact_return_as_often_as_it_says() -> None:
         exact_return(pgengine.TabularMDP(spec), log_policy(policy, parameters_in_double(policy)), gamma=1.0).detach()
     )
     evaluations = [
-        pgengine.evaluate(policy, spec, episodes=60, seed=seed, deterministic_too=False) for seed in range(400)
+        pgengine.evaluate(policy, spec, episodes=60, seed=seed, deterministic_episodes=0) for seed in range(400)
     ]
     covered = sum(e.confidence_interval[0] <= J <= e.confidence_interval[1] for e in evaluations)
     assert 350 <= covered < 400

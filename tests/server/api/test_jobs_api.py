@@ -80,7 +80,7 @@ def test_the_whole_body_is_taken(api: Any) -> None:
             "optimizer": {"kind": "adam", "learning_rate": 0.01},
         },
         "stop": {"updates": 200, "env_steps": None, "seconds": None, "target_return": 475},
-        "evaluation": {"episodes": 100},
+        "evaluation": {"episodes": 100, "deterministic_episodes": 5},
         "seed": 0,
         "device": "auto",
         "metadata": {"course": "rl"},
