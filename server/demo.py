@@ -130,7 +130,7 @@ def _tell(console: Console, server: "_Server", directory: str, updates: int | No
         body = BODY if updates is None else BODY | {"stop": {"updates": updates}}
         job = _posted(client, "/v1/training-jobs", body)
         console.print(f"2. POST /v1/training-jobs {json.dumps(body)}")
-        console.print(f"   -> {job['id']}, {_said(job['label'])}")
+        console.print(f"   -> {job['id']}\n   {_said(job['label'])}")
         console.print(f"3. GET /v1/training-jobs/{job['id']}/events")
         points = _watch(console, client, job)
         job = _got(client, f"/v1/training-jobs/{job['id']}")
@@ -146,7 +146,7 @@ def _tell(console: Console, server: "_Server", directory: str, updates: int | No
         progress = job["progress"]
         console.print(
             f"   Stopped by {result['stopped_by']} after {progress['updates']:,} updates, {progress['episodes']:,} "
-            f"episodes and {progress['env_steps']:,} env_steps; {_said(job['label'])}."
+            f"episodes and {progress['env_steps']:,} env_steps."
         )
         console.print(f"5. POST /v1/policies/{job['policy_id']}/act, once for each step of an episode")
         returned, seconds = _play(client, job["policy_id"])

@@ -57,3 +57,13 @@ def test_every_field_of_a_setting_has_a_docstring() -> None:
             assert inspect.getdoc(model), name
             for field, info in model.model_fields.items():
                 assert info.description, f"{name}.{field}"
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    source = "\n".join(path.read_text() for path in Path(pgengine.__file__).parent.rglob("*.py"))
+    raised = re.findall(
+        r"(?:SpecError|ObservationError)\((?:[^\"()]|\"[^\"]*\"|\([^()]*\))*?\s\"([a-z]+_?[a-z_]*)\",", source
+    )
+    documented = set(re.findall(r"`([a-z_]+)`", (DOCS / "errors.md").read_text()))
+    assert len(set(raised)) >= 20
+    assert set(raised) <= documented
