@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgengine.environments import EnvironmentFacts, TabularMDP, describe, open_environment
+    from pgengine.environments import EnvironmentFacts, EpisodeEnvironment, Step, TabularMDP, describe, open_environment
     from pgengine.errors import (
         CheckpointError,
         DivergedError,
@@ -47,6 +47,7 @@ _HOME = {
     "DivergedError": "errors",
     "EnvironmentFacts": "environments",
     "EnvironmentFailure": "errors",
+    "EpisodeEnvironment": "environments",
     "Evaluation": "evaluation",
     "EvaluationSpec": "spec",
     "GymnasiumSpec": "spec",
@@ -59,6 +60,7 @@ _HOME = {
     "Progress": "training",
     "ShapeMismatch": "errors",
     "SpecError": "errors",
+    "Step": "environments",
     "StopSpec": "spec",
     "TabularMDP": "environments",
     "TabularSpec": "spec",
@@ -82,6 +84,7 @@ __all__ = [
     "DivergedError",
     "EnvironmentFacts",
     "EnvironmentFailure",
+    "EpisodeEnvironment",
     "Evaluation",
     "EvaluationSpec",
     "GymnasiumSpec",
@@ -94,6 +97,7 @@ __all__ = [
     "Progress",
     "ShapeMismatch",
     "SpecError",
+    "Step",
     "StopSpec",
     "TabularMDP",
     "TabularSpec",

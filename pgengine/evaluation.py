@@ -42,7 +42,7 @@ class Evaluation(Spec):
 
 def evaluate(
     policy: Policy,
-    environment: EnvironmentSpec,
+    environment: EnvironmentSpec | EpisodeEnvironment,
     *,
     episodes: int = 100,
     seed: int = 0,
@@ -52,7 +52,7 @@ def evaluate(
 
     Args:
         policy: What acts.
-        environment: Where.
+        environment: Where: a spec, or an environment of your own, which is left open.
         episodes: How many, at least 2.
         seed: Of the run whose policy this is, or any other; training and evaluation never share a random number.
         deterministic_episodes: How many other episodes for the mode; 0 for none.
@@ -61,7 +61,7 @@ def evaluate(
         SpecError: if the environment cannot be made or the policy does not fit it.
         EnvironmentFailure: if it raised in the middle.
     """
-    opened = open_environment(environment)
+    opened = open_environment(environment) if isinstance(environment, Spec) else environment
     try:
         policy.fits(opened.facts)
         return evaluate_in(
@@ -73,7 +73,8 @@ def evaluate(
             deterministic_episodes=deterministic_episodes,
         )
     finally:
-        opened.close()
+        if isinstance(environment, Spec):
+            opened.close()
 
 
 def evaluate_in(

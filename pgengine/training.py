@@ -105,11 +105,18 @@ class Update:
         return self._run.state(self)
 
 
-def train(spec: TrainingSpec, *, policy: Policy | None = None, resume_from: bytes | None = None) -> Iterator[Update]:
+def train(
+    spec: TrainingSpec,
+    *,
+    environment: EpisodeEnvironment | None = None,
+    policy: Policy | None = None,
+    resume_from: bytes | None = None,
+) -> Iterator[Update]:
     """Trains a policy by policy gradient.
 
     Args:
         spec: Environment, policy, algorithm, limits and seed; see `pgengine.TrainingSpec`.
+        environment: One of your own, in the place of the one that the spec names; it is left open.
         policy: What to start from; its updates are counted on. Default: made from the spec and its seed.
         resume_from: An earlier `Update.state()` of the same spec. A finished run gives its last update again.
 
@@ -122,12 +129,13 @@ def train(spec: TrainingSpec, *, policy: Policy | None = None, resume_from: byte
         EnvironmentFailure: if the environment raised in the middle.
         DivergedError: if a gradient or a parameter is no longer finite.
     """
-    environment = open_environment(spec.environment)
+    opened = environment or open_environment(spec.environment)
     try:
-        run = _Run(resolve(spec, environment.facts), environment, policy, resume_from)
+        run = _Run(resolve(spec, opened.facts), opened, policy, resume_from)
         yield from run.updates()
     finally:
-        environment.close()
+        if environment is None:
+            opened.close()
 
 
 def runtime_fingerprint() -> dict[str, str | int]:

@@ -11,6 +11,7 @@ from pgengine.estimators import step_weights
 from pgengine.exact import log_policy, parameters_in_double
 from pgengine.noise import Noise
 from pgengine.rollout import rollout
+from pgengine.spaces import DiscreteSpace
 from pgengine.spec import AlgorithmSpec, GymnasiumSpec, SgdSpec, StopSpec, TabularSpec, TrainingSpec
 from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, random_mdp, table_policy
 
@@ -148,6 +149,47 @@ def test_divergence_is_named_with_update_and_seed() -> None:
     )
     with pytest.raises(pgengine.DivergedError, match=r"update \d+ \(seed 4\)"):
         list(pgengine.train(spec))
+
+
+class Corridor:
+    """An environment of one's own: walk right, three steps, no noise."""
+
+    facts = pgengine.EnvironmentFacts(
+        observation_space=DiscreteSpace(n=4),
+        action_space=DiscreteSpace(n=2),
+        max_episode_steps=6,
+        limit_from="declared",
+        episode_length="varying",
+    )
+    takes_noise = False
+
+    def begin(self, noise: np.ndarray) -> np.ndarray:
+        self.at, self.steps = np.zeros(len(noise), dtype=np.int64), 0
+        return self.at
+
+    def step(self, actions: np.ndarray, noise: np.ndarray | None) -> pgengine.Step:
+        self.at, self.steps = np.clip(self.at + 2 * actions - 1, 0, 3), self.steps + 1
+        terminated = self.at == 3
+        cut = np.full(len(self.at), self.steps >= 6) & ~terminated
+        return pgengine.Step(self.at, np.full(len(self.at), -1.0), terminated, cut)
+
+    def keep(self, mask: np.ndarray) -> None:
+        self.at = self.at[mask]
+
+    def close(self) -> None:
+        raise AssertionError("it belongs to the caller")
+
+
+def test_an_environment_of_ones_own_is_learned() -> None:
+    spec = TrainingSpec(
+        environment=GymnasiumSpec(id="corridor"),
+        policy={"kind": "linear"},  # type: ignore[arg-type]
+        algorithm={"optimizer": {"kind": "adam", "learning_rate": 0.2}},  # type: ignore[arg-type]
+        stop=StopSpec(updates=60),
+    )
+    corridor = Corridor()
+    last = list(pgengine.train(spec, environment=corridor))[-1]
+    assert pgengine.evaluate(last.policy, corridor, episodes=50).mean_return > -3.2
 
 
 def test_a_state_of_something_else_is_refused() -> None:
