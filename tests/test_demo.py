@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.demo import BY_HAND, SERVE, learning_curve
+from server.demo import BY_HAND, SERVE
+from server.terminal import learning_curve
 
 slow = pytest.mark.slow
 
