@@ -35,12 +35,12 @@ lint: install
 	@$(BIN)/lint-imports
 
 fast: install
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
 
 check: lint fast
 
 test: install
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 prove: install
 	@$(BIN)/python benchmarks/learning.py
