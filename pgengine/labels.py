@@ -71,7 +71,7 @@ def label(spec: TrainingSpec, facts: EnvironmentFacts) -> Label:
         facts: What is known of the environment.
     """
     findings = [finding for finding in (_discount(spec.algorithm, facts), _mean(spec.algorithm, facts)) if finding]
-    reasons = [finding.reason for finding in findings] + [_time_limit(facts)]
+    reasons = [finding.reason for finding in findings] + ([_time_limit(facts)] if facts.limit_cuts else [])
     biased = any(finding.factor is None for finding in findings)
     factor = 1.0
     for finding in findings:
@@ -96,7 +96,7 @@ def _objective(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> Objective:
 
 def _discount(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> _Finding | None:
     dropped = algorithm.credit == "reward_to_go" and algorithm.discount_weight == "none" and algorithm.gamma < 1.0
-    if not dropped or facts.max_episode_steps == 1:
+    if not dropped or _one_step(facts):
         return None
     return _Finding(
         None,
@@ -109,10 +109,10 @@ def _discount(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> _Finding | N
 
 
 def _mean(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> _Finding | None:
-    if algorithm.mean_over == "trajectories" or facts.max_episode_steps == 1:
+    if algorithm.mean_over == "trajectories" or _one_step(facts):
         return None
-    if facts.episode_length == "fixed":
-        T = facts.max_episode_steps
+    if facts.fixed_steps is not None:
+        T = facts.fixed_steps
         message = f"all episodes take {T} steps: a mean over steps divides the gradient by {T}"
         return _Finding(1.0 / T, LabelReason(code="fixed_length_factor", message=message))
     if algorithm.mean_over == "all_steps" and algorithm.trajectories > 1:
@@ -125,6 +125,10 @@ def _mean(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> _Finding | None:
         "each trajectory is divided by its own length, which depends on what happened in it, however many there are"
     )
     return _Finding(None, LabelReason(code="mean_over_own_steps", message=message))
+
+
+def _one_step(facts: EnvironmentFacts) -> bool:
+    return facts.fixed_steps == 1 or facts.max_episode_steps == 1
 
 
 def _time_limit(facts: EnvironmentFacts) -> LabelReason:

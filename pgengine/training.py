@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 
 from pgengine.environments import EpisodeEnvironment, open_environment
-from pgengine.errors import CheckpointError, DivergedError
+from pgengine.errors import CheckpointError, DivergedError, SpecError
 from pgengine.estimators import step_weights
 from pgengine.evaluation import Evaluation, evaluate_in
 from pgengine.noise import NOISE_VERSION, Noise
@@ -374,6 +374,8 @@ def _optimizer(spec: SgdSpec | AdaGradSpec | AdamSpec, tensors: list[torch.Tenso
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("/device", "device_not_available", "there is no GPU here that torch can use; take cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)

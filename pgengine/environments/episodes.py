@@ -27,10 +27,17 @@ class EnvironmentFacts(Spec):
     """Episode limit in environment steps, part of the objective."""
     limit_from: Literal["id", "declared", "horizon"]
     """Who set the limit: the registered id, the request, or the horizon of a finite MDP."""
-    episode_length: Literal["fixed", "varying"]
-    """Whether all episodes are known to take the same number of steps."""
+    fixed_steps: int | None = None
+    """Steps that every episode takes, whoever acts, if they are all equally long; null if they vary or may vary."""
+    limit_cuts: bool = True
+    """Whether the limit may cut an episode whose task would have gone on."""
     reward_threshold: float | None = None
     """Mean return at which the registered id counts as solved."""
+
+    @property
+    def episode_length(self) -> Literal["fixed", "varying"]:
+        """Whether all episodes are known to take the same number of steps."""
+        return "varying" if self.fixed_steps is None else "fixed"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped, UInt64
 
 from pgengine.environments.episodes import EnvironmentFacts, Step
 from pgengine.errors import EnvironmentFailure, SpecError
-from pgengine.spaces import BoxSpace, read_space
+from pgengine.spaces import BoxSpace, DiscreteSpace, read_space
 from pgengine.spec import GymnasiumSpec
 
 __all__ = ["GymnasiumEpisodes"]
@@ -56,7 +56,7 @@ class GymnasiumEpisodes:
             raise SpecError(
                 "/arguments" if self.spec.arguments else "/id",
                 "environment_not_made",
-                f"{self.spec.id} could not be made: {type(error).__name__}: {str(error)[:300]}",
+                f"{self.spec.id} could not be made: its constructor raised {type(error).__name__}",
             ) from error
         _quicken(made.unwrapped)
         return made
@@ -74,7 +74,7 @@ class GymnasiumEpisodes:
             action_space=read_space(environment.action_space, "action"),
             max_episode_steps=limit,
             limit_from="id" if self.spec.max_episode_steps is None else "declared",
-            episode_length="fixed" if self.spec.id in NEVER_TERMINATES else "varying",
+            fixed_steps=limit if self.spec.id in NEVER_TERMINATES else None,
             reward_threshold=self._registered.reward_threshold,
         )
 
@@ -97,9 +97,10 @@ class GymnasiumEpisodes:
         observations = self._room()
         try:
             for lane, (environment, word) in enumerate(zip(self._live, noise.tolist(), strict=True)):
-                observations[lane] = environment.reset(seed=word >> 1)[0]
-        except Exception as error:
+                observations[lane] = self._shaped(environment.reset(seed=word >> 1)[0])
+        except (Exception, SystemExit) as error:
             raise self._failure("reset", error) from error
+        self._check(observations)
         return observations
 
     def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N"] | None) -> Step:
@@ -113,22 +114,40 @@ class GymnasiumEpisodes:
         each = list(actions)
         try:
             for lane in range(N):
-                observations[lane], rewards[lane], terminated[lane], truncated[lane], _ = self._live[lane].step(
-                    each[lane]
-                )
-        except Exception as error:
+                seen, rewards[lane], terminated[lane], truncated[lane], _ = self._live[lane].step(each[lane])
+                observations[lane] = self._shaped(seen)
+        # code of another project may raise anything, and may even try to leave
+        except (Exception, SystemExit) as error:
             raise self._failure("step", error) from error
         if not np.isfinite(rewards).all():
             raise EnvironmentFailure(f"{self.spec.id} gave a reward that is not finite in step {self._steps}")
+        self._check(observations)
         self._steps += 1
         if self._steps >= self.facts.max_episode_steps:
             truncated[:] = True
         return Step(observations, rewards, terminated, truncated & ~terminated)
 
+    def _shaped(self, observation: Any) -> Any:
+        """The observation, unless numpy would stretch it to the shape that was promised."""
+        shape = observation.shape if type(observation) is np.ndarray else np.shape(observation)
+        if shape != self._observation_shape:
+            raise ValueError(f"an observation has shape {shape}, promised was {self._observation_shape}")
+        return observation
+
+    def _check(self, observations: np.ndarray) -> None:
+        """What numpy takes without a word and a policy could not read."""
+        space = self.facts.observation_space
+        if isinstance(space, DiscreteSpace):
+            good = (observations >= space.start) & (observations < space.start + space.n)
+        else:
+            good = np.isfinite(observations)
+        if not good.all():
+            raise EnvironmentFailure(f"{self.spec.id} gave an observation outside of its space at step {self._steps}")
+
     def _room(self) -> np.ndarray:
         return np.empty((len(self._live), *self._observation_shape), dtype=self._observation_dtype)
 
-    def _failure(self, verb: str, error: Exception) -> EnvironmentFailure:
+    def _failure(self, verb: str, error: BaseException) -> EnvironmentFailure:
         return EnvironmentFailure(
             f"{self.spec.id} raised {type(error).__name__} in {verb} at step {self._steps}: {str(error)[:300]}"
         )

@@ -14,6 +14,7 @@ from pgengine.spec import TabularSpec
 __all__ = ["TabularMDP"]
 
 TOLERANCE = 1e-9  # how far a row of probabilities may be from 1
+LONGEST_SEARCH = 10_000  # steps after which a set of states that has not come back is taken to go on for ever
 
 
 class TabularMDP:
@@ -65,23 +66,35 @@ class TabularMDP:
 
     def _describe(self) -> EnvironmentFacts:
         S, A, _ = self.transitions.shape
+        fixed_steps, limit_cuts = self._lengths()
         return EnvironmentFacts(
             observation_space=DiscreteSpace(n=S),
             action_space=DiscreteSpace(n=A),
             max_episode_steps=self.horizon,
             limit_from="horizon",
-            episode_length="varying" if self._can_end_early() else "fixed",
+            fixed_steps=fixed_steps,
+            limit_cuts=limit_cuts,
         )
 
-    def _can_end_early(self) -> bool:
-        """Whether some action sequence reaches a terminal state before the horizon."""
-        reached: np.ndarray = self.initial > 0
+    def _lengths(self) -> tuple[int | None, bool]:
+        """How long every episode is, if all are equally long, and whether some may reach the horizon unfinished.
+
+        Follows the set of states in which an episode may still be going on, until it is empty or comes back.
+        """
         moves: np.ndarray = np.any(self.transitions > 0, axis=1)
-        for _ in range(min(self.horizon - 1, len(reached))):
-            if (after := reached | moves[reached & ~self.terminal].any(axis=0)).tolist() == reached.tolist():
+        live: np.ndarray = self.initial > 0
+        lengths, seen = set(), set()
+        for t in range(1, min(self.horizon, LONGEST_SEARCH) + 1):
+            reached: np.ndarray = np.any(moves[live], axis=0)
+            if np.any(reached & self.terminal):
+                lengths.add(t)
+            live = reached & ~self.terminal
+            if not live.any():
+                return (lengths.pop() if len(lengths) == 1 else None), False
+            if live.tobytes() in seen:
                 break
-            reached = after
-        return bool(np.any(reached & self.terminal))
+            seen.add(live.tobytes())
+        return (None if lengths - {self.horizon} else self.horizon), True
 
     @property
     def takes_noise(self) -> bool:

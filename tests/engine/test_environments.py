@@ -69,7 +69,7 @@ def test_whether_all_episodes_are_equally_long_is_known(horizon: int, terminal: 
     assert pgengine.describe(spec).episode_length == length
 
 
-def test_a_terminal_state_out_of_reach_does_not_vary_the_length() -> None:
+def test_the_one_length_of_all_episodes_is_found() -> None:
     line = TabularSpec(
         transitions=[[[0.0, 1.0, 0.0, 0.0]], [[0.0, 0.0, 1.0, 0.0]], [[0.0, 0.0, 0.0, 1.0]], [[0.0, 0.0, 0.0, 1.0]]],
         rewards=[[1.0]] * 4,
@@ -78,7 +78,11 @@ def test_a_terminal_state_out_of_reach_does_not_vary_the_length() -> None:
         horizon=3,
     )
     assert pgengine.describe(line).episode_length == "fixed"
-    assert pgengine.describe(change(line, horizon=4)).episode_length == "varying"
+    longer = pgengine.describe(change(line, horizon=4))
+    assert (longer.fixed_steps, longer.limit_cuts) == (3, False)
+    assert pgengine.describe(change(line, horizon=2)).limit_cuts
+    swinging = change(line, transitions=[[[0.0, 1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0, 0.0]], *line.transitions[2:]])
+    assert pgengine.describe(change(swinging, horizon=1_000_000)).fixed_steps == 1_000_000
 
 
 def test_nothing_impossible_is_drawn_at_the_edge_of_the_noise() -> None:

@@ -103,6 +103,14 @@ WORLDS = {
     "varying": random_mdp(0, horizon=3),
     "fixed": random_mdp(1, horizon=3, S=2, terminal=False),
     "one_step": random_mdp(2, horizon=1),
+    "ends_at_once": bandit(0.0, 1.0, 0.3).model_copy(update={"horizon": 5}),
+    "ends_at_the_second": TabularSpec(
+        transitions=[[[0.0, 0.5, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]], *[[[0.0, 0.0, 0.0, 1.0]] * 2] * 3],
+        rewards=[[0.2, 1.0], [-1.0, 0.5], [2.0, -0.3], [0.0, 0.0]],
+        initial=[1.0, 0.0, 0.0, 0.0],
+        terminal=[3],
+        horizon=5,
+    ),
 }
 
 
@@ -230,15 +238,14 @@ def alive_mean_own_included(rewards: np.ndarray, offsets: np.ndarray) -> np.ndar
 
 def returns_off_by_one(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     parts = []
-    for r in _episodes(
-        rewards, offsets
-    ):  # the first reward counted twice, the last one never: [210, 200, 100] for 1, 10, 100
+    # the first reward never, the last one twice: [210, 200, 100] for 1, 10, 100
+    for r in _episodes(rewards, offsets):
         shifted = np.concatenate([r[..., 1:], r[..., -1:]], axis=-1)
         parts.append(np.cumsum(shifted[..., ::-1], axis=-1)[..., ::-1])
     return np.concatenate(parts, axis=-1) / (len(offsets) - 1)
 
 
-def everything_credited_with_the_first_return(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def everything_credited_with_the_first_reward(rewards: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     parts = [np.broadcast_to(r[..., :1], r.shape) for r in _episodes(rewards, offsets)]
     return np.concatenate(parts, axis=-1) / len(parts)
 
@@ -255,7 +262,7 @@ WRONG: list[tuple[Mutant, int, float]] = [
     (batch_step_whitening, 2, 1.0),
     (alive_mean_own_included, 2, 1.0),
     (returns_off_by_one, 1, 1.0),
-    (everything_credited_with_the_first_return, 1, 1.0),
+    (everything_credited_with_the_first_reward, 1, 1.0),
 ]
 
 

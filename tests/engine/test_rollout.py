@@ -117,15 +117,51 @@ class Raising(gymnasium.Env[np.ndarray, int]):
         return np.zeros(2, np.float32), self.reward, False, False, {}
 
 
+class Exiting(Raising):
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        raise SystemExit(1)
+
+
+class Blind(Raising):
+    """Gives something else than it promised."""
+
+    def __init__(self, at: str = "step", gives: str = "nan") -> None:
+        super().__init__()
+        self.at, self.wrong = at, np.array([np.nan, 0.0], np.float32) if gives == "nan" else np.float32(0.0)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, object]]:
+        observation, info = super().reset()
+        return (self.wrong if self.at == "reset" else observation), info  # type: ignore[return-value]
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        return self.wrong, 0.0, False, False, {}  # type: ignore[return-value]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> None:
     gymnasium.register("tests/Raising-v0", entry_point=Raising, max_episode_steps=10)
+    gymnasium.register("tests/Exiting-v0", entry_point=Exiting, max_episode_steps=10)
+    gymnasium.register("tests/Blind-v0", entry_point=Blind, max_episode_steps=10)
     gymnasium.register("tests/Infinite-v0", entry_point=Raising, kwargs={"reward": np.inf}, max_episode_steps=10)
 
 
 def test_an_environment_that_raises_is_named() -> None:
     spec = GymnasiumSpec(id="tests/Raising-v0")
     with pytest.raises(pgengine.EnvironmentFailure, match="ValueError in step at step 2: the motor is on fire"):
+        play(spec, network(spec), 2)
+
+
+def test_an_environment_that_exits_is_a_failure_like_any_other() -> None:
+    spec = GymnasiumSpec(id="tests/Exiting-v0")
+    with pytest.raises(pgengine.EnvironmentFailure, match="SystemExit in step"):
+        play(spec, network(spec), 2)
+
+
+@pytest.mark.parametrize("at", ["reset", "step"])
+@pytest.mark.parametrize(("gives", "said"), [("nan", "outside of its space"), ("scalar", "promised was")])
+def test_an_observation_outside_of_the_space_is_the_environments_failure(at: str, gives: str, said: str) -> None:
+    spec = GymnasiumSpec(id="tests/Blind-v0", arguments={"at": at, "gives": gives})
+    with pytest.raises(pgengine.EnvironmentFailure, match=said):
         play(spec, network(spec), 2)
 
 

@@ -159,7 +159,6 @@ class Corridor:
         action_space=DiscreteSpace(n=2),
         max_episode_steps=6,
         limit_from="declared",
-        episode_length="varying",
     )
     takes_noise = False
 
@@ -205,3 +204,10 @@ def test_state_belongs_to_the_last_update() -> None:
     next(run_)
     with pytest.raises(RuntimeError, match="gone on"):
         first.state()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(pgengine.SpecError) as error:
+        next(pgengine.train(TrainingSpec(environment=bandit(0.0, 1.0), device="cuda")))
+    assert (error.value.pointer, error.value.code) == ("/device", "device_not_available")
