@@ -189,10 +189,15 @@ class DiagonalGaussian:
 
     def action(self, sample: np.ndarray) -> np.ndarray:
         """Samples brought into the box, [N, *shape]."""
+        whole = self._dtype.kind in "iu"  # each whole number gets its share of the line
+        low, high = (self._low - 0.5, self._high + 0.5) if whole else (self._low, self._high)
         if self._map == "clip":
-            inside = np.clip(sample, self._low, self._high)
+            inside = np.clip(sample, low, high)
         else:
-            inside = self._low + (np.tanh(sample) + 1.0) * 0.5 * (self._high - self._low)
+            inside = low + (np.tanh(sample) + 1.0) * 0.5 * (high - low)
+        if whole:
+            exact = 2.0**53  # beyond it floats skip whole numbers
+            inside = np.clip(np.rint(inside), np.maximum(self._low, -exact), np.minimum(self._high, exact))
         actions: np.ndarray = inside.astype(self._dtype).reshape(len(sample), *self._shape)
         return actions
 

@@ -12,12 +12,13 @@ import numpy as np
 from pydantic import Field
 
 from pgengine.environments import EpisodeEnvironment, open_environment
+from pgengine.errors import SpecError
 from pgengine.noise import Domain, Noise
 from pgengine.policies import Policy
 from pgengine.rollout import rollout
-from pgengine.spec import EnvironmentSpec, Spec
+from pgengine.spec import LARGEST_INTEGER, EnvironmentSpec, Spec
 
-__all__ = ["CONFIDENCE", "Evaluation", "evaluate", "evaluate_in", "student_quantile"]
+__all__ = ["CONFIDENCE", "Evaluation", "evaluate", "evaluate_in", "lower_bound", "student_quantile"]
 
 CONFIDENCE = 0.95
 WAVE = 1024  # episodes played side by side
@@ -61,6 +62,10 @@ def evaluate(
         SpecError: if the environment cannot be made or the policy does not fit it.
         EnvironmentFailure: if it raised in the middle.
     """
+    if episodes < 2 or deterministic_episodes < 0:
+        raise SpecError("/episodes", "too_few_episodes", "an interval needs at least 2 episodes")
+    if not 0 <= seed <= LARGEST_INTEGER:
+        raise SpecError("/seed", "seed_out_of_range", f"expected 0 to {LARGEST_INTEGER}")
     opened = open_environment(environment) if isinstance(environment, Spec) else environment
     try:
         policy.fits(opened.facts)
@@ -119,6 +124,14 @@ def _interval(returns: np.ndarray) -> tuple[float, float]:
     mean = float(returns.mean())
     half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * float(returns.std(ddof=1)) / math.sqrt(n)
     return mean - half, mean + half
+
+
+def lower_bound(evaluation: Evaluation, error: float) -> float:
+    """Lower one-sided bound of the mean return that is too high with the odds of `error`."""
+    low, high = evaluation.confidence_interval
+    degrees = evaluation.episodes - 1
+    deviation = (high - low) / 2 / student_quantile(0.5 + CONFIDENCE / 2, degrees)
+    return evaluation.mean_return - student_quantile(1 - error, degrees) * deviation
 
 
 def student_quantile(p: float, degrees: int) -> float:

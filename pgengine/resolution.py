@@ -5,9 +5,19 @@ What is stored is what comes out of here, so that a later change of a default ch
 
 from pgengine.environments.episodes import EnvironmentFacts
 from pgengine.errors import SpecError
-from pgengine.spec import AlgorithmSpec, LeaveOneOutBaselineSpec, StopSpec, TrainingSpec
+from pgengine.spaces import DiscreteSpace
+from pgengine.spec import (
+    AlgorithmSpec,
+    GaussianSpec,
+    LeaveOneOutBaselineSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    SoftmaxSpec,
+    StopSpec,
+    TrainingSpec,
+)
 
-__all__ = ["resolve"]
+__all__ = ["resolve", "resolve_policy"]
 
 DEFAULT_UPDATES = 500
 
@@ -24,7 +34,18 @@ def resolve(spec: TrainingSpec, facts: EnvironmentFacts) -> TrainingSpec:
     """
     algorithm = _algorithm(spec.algorithm)
     _check(algorithm)
-    return spec.model_copy(update={"algorithm": algorithm, "stop": _stop(spec.stop, facts)})
+    changes = {"algorithm": algorithm, "stop": _stop(spec.stop, facts), "policy": resolve_policy(spec.policy, facts)}
+    return spec.model_copy(update=changes)
+
+
+def resolve_policy(
+    policy: LinearPolicySpec | MlpPolicySpec, facts: EnvironmentFacts
+) -> LinearPolicySpec | MlpPolicySpec:
+    """The same policy with its distribution written out: the one that fits the action space."""
+    if policy.distribution is not None:
+        return policy
+    fitting = SoftmaxSpec() if isinstance(facts.action_space, DiscreteSpace) else GaussianSpec()
+    return policy.model_copy(update={"distribution": fitting})
 
 
 def _algorithm(algorithm: AlgorithmSpec) -> AlgorithmSpec:

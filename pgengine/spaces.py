@@ -30,7 +30,7 @@ class DiscreteSpace(Spec):
 
     kind: Literal["discrete"] = "discrete"
     """Which kind of space this is."""
-    n: Annotated[int, Field(ge=1)]
+    n: Annotated[int, Field(ge=1, le=1_000_000)]
     """How many values there are."""
     start: int = 0
     """Smallest value."""
@@ -41,13 +41,13 @@ class BoxSpace(Spec):
 
     kind: Literal["box"] = "box"
     """Which kind of space this is."""
-    shape: list[Annotated[int, Field(ge=1)]]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=16_777_216)]], Field(max_length=8)]
     """Lengths of the axes; [] is a single number."""
     low: list[float | None]
     """Lower bounds, flat, or one for all; null is unbounded."""
     high: list[float | None]
     """Upper bounds, flat, or one for all; null is unbounded."""
-    dtype: str
+    dtype: Annotated[str, Field(pattern=r"^(float(16|32|64)|u?int(8|16|32|64))$")]
     """Number type of the environment's arrays."""
 
     @property
@@ -71,7 +71,7 @@ def read_space(space: Any, what: str) -> DiscreteSpace | BoxSpace:
     """
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) and space.n <= 1_000_000:
         return DiscreteSpace(n=int(space.n), start=int(space.start))
     if isinstance(space, spaces.Box) and space.dtype is not None and space.dtype.kind in "fiu":
         box = BoxSpace(

@@ -275,7 +275,7 @@ class StopSpec(Spec):
     seconds: Annotated[float, Field(gt=0.0, le=31_536_000.0)] | None = None
     """Seconds of training; such a run cannot be repeated bit for bit."""
     target_return: float | None = None
-    """Mean return, proven on fresh episodes: the lower end of the 95% confidence interval must reach it.
+    """Mean return, proven on fresh episodes: the odds that a run stops below it are at most 5%, over all its attempts.
 
     Left out: the reward threshold with which the environment is registered, if it has one. null: none.
     """

@@ -13,6 +13,7 @@ Source: Sun, Policy Gradient Algorithm (sample K trajectories, form the stochast
 after a sequence of N trajectories.
 """
 
+import hashlib
 import json
 import math
 import platform
@@ -30,10 +31,10 @@ from pydantic import Field
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import CheckpointError, DivergedError, SpecError
 from pgengine.estimators import step_weights
-from pgengine.evaluation import Evaluation, evaluate_in
+from pgengine.evaluation import Evaluation, evaluate_in, lower_bound
 from pgengine.noise import NOISE_VERSION, Noise
 from pgengine.policies import Policy, create_policy, load
-from pgengine.policies.networks import padded, rows_are_independent
+from pgengine.policies.networks import rows_are_independent
 from pgengine.resolution import resolve
 from pgengine.rollout import Batch, rollout
 from pgengine.spec import AdaGradSpec, AdamSpec, SgdSpec, Spec, TrainingSpec
@@ -42,6 +43,8 @@ __all__ = ["Progress", "Update", "runtime_fingerprint", "train"]
 
 ROWS_AT_ONCE = 8192  # activations of so many rows stay in cache
 SELECTION_PAUSE = 5  # updates after a selection evaluation that missed the target
+SELECTION_EPISODES = 30  # the least on which a target is proven: fewer can be all alike by chance
+SELECTION_ERROR = 0.05  # odds, over all attempts of a run, of stopping below the target
 
 StoppedBy = Literal["target_return", "updates", "env_steps", "seconds"]
 
@@ -72,6 +75,8 @@ class _RunState(Spec):
     metrics: dict[str, float | None]
     evaluation: Evaluation | None
     selected_at: int | None
+    selections: int = Field(ge=0)
+    spec_hash: str
     stopped_by: StoppedBy | None
 
 
@@ -163,11 +168,16 @@ class _Run:
         self.device = _device(spec.device)
         self.progress = Progress()
         self.selected_at: int | None = None
+        self.selections = 0
+        self._whole = True  # not in the middle of a step
         self.last: _RunState | None = None
         optimizer_state: dict[str, torch.Tensor] = {}
         if resume_from is not None:
             policy, self.last, optimizer_state = _read_state(resume_from)
             self.progress, self.selected_at = self.last.progress, self.last.selected_at
+            self.selections = self.last.selections
+            if self.last.spec_hash != _hash(spec):
+                raise CheckpointError("the state belongs to a run with another spec; only stop may differ")
         start = policy or create_policy(spec.policy, spec.environment, environment.facts, seed=spec.seed)
         start.fits(environment.facts)
         self.policy = start.copy()
@@ -179,8 +189,8 @@ class _Run:
     def _bind(self) -> dict[str, torch.Tensor]:
         """Parameters as torch tensors; on the CPU they share memory with the policy's arrays."""
         return {
-            name: torch.from_numpy(array).to(self.device).requires_grad_(True)
-            for name, array in self.policy.parameters.items()
+            name: torch.from_numpy(self.policy.parameters[name]).to(self.device).requires_grad_(True)
+            for name in self.names
         }
 
     def updates(self) -> Iterator[Update]:
@@ -211,9 +221,11 @@ class _Run:
         weights = step_weights(batch.rewards, batch.offsets, self.spec.algorithm)
         entropy = self._accumulate(batch, weights)
         norm = self._gradient_norm()
+        self._whole = False
         self.optimizer.step()
         self._publish()
         self.policy.updates += 1
+        self._whole = True
         target = self.spec.stop.target_return
         mean_return = float(batch.returns.mean())
         metrics = {
@@ -233,8 +245,8 @@ class _Run:
     def _accumulate(self, batch: Batch, weights: np.ndarray) -> float:
         """Leaves the gradient of -estimate in the tensors; returns the mean entropy of the batch.
 
-        Rows are taken in chunks that stay in cache and padded, with weight zero, so that no row's bits depend on its
-        neighbours.
+        Rows are taken in chunks that stay in cache. The sum over a batch is one number: what is replayed is the whole
+        update.
         """
         self.optimizer.zero_grad(set_to_none=True)
         entropy, B = 0.0, len(weights)
@@ -247,16 +259,16 @@ class _Run:
             loss = -(w.to(log_prob.dtype) * log_prob).sum()
             loss.backward()
             with torch.no_grad():
-                real = rows.stop - rows.start
-                entropy += float(self.policy.distribution.entropy(self.tensors, outputs)[:real].sum())
+                entropy += float(self.policy.distribution.entropy(self.tensors, outputs).sum())
         return entropy / B
 
     def _tensor(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(padded(rows))).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
 
     def _gradient_norm(self) -> float:
         gradients = [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         if not math.isfinite(norm):
             raise DivergedError(self.policy.updates + 1, self.spec.seed, "the gradient")
         return norm
@@ -278,10 +290,11 @@ class _Run:
         if self.selected_at is not None and self.policy.updates - self.selected_at < SELECTION_PAUSE:
             return None
         self.selected_at = self.policy.updates
+        self.selections += 1
         return evaluate_in(
             self.environment,
             self.policy,
-            episodes=self.spec.evaluation.episodes,
+            episodes=max(SELECTION_EPISODES, self.spec.evaluation.episodes),
             seed=self.spec.seed,
             domain="selection",
             deterministic_episodes=0,
@@ -309,9 +322,11 @@ class _Run:
 
     def _stopped_by(self, evaluation: Evaluation | None) -> StoppedBy | None:
         stop, progress = self.spec.stop, self.progress
-        proven = -math.inf if evaluation is None else evaluation.confidence_interval[0]
-        if stop.target_return is not None and proven >= stop.target_return:
-            return "target_return"
+        if evaluation is not None and stop.target_return is not None:
+            # the odds that any of the attempts is lucky are shared out: 1/2 + 1/6 + 1/12 + … = 1
+            error = SELECTION_ERROR / (self.selections * (self.selections + 1))
+            if lower_bound(evaluation, error) >= stop.target_return:
+                return "target_return"
         if stop.updates is not None and progress.updates >= stop.updates:
             return "updates"
         if stop.env_steps is not None and progress.env_steps >= stop.env_steps:
@@ -323,7 +338,7 @@ class _Run:
     # --- state ---
 
     def state(self, update: Update) -> bytes:
-        if update.updates != self.policy.updates:
+        if update.updates != self.policy.updates or not self._whole:
             raise RuntimeError("state() belongs to the update that was yielded last; the run has gone on")
         policy = self.policy.to_bytes()
         header = _RunState(
@@ -332,6 +347,8 @@ class _Run:
             metrics={name: value if math.isfinite(value) else None for name, value in update.metrics.items()},
             evaluation=update.evaluation,
             selected_at=self.selected_at,
+            selections=self.selections,
+            spec_hash=_hash(self.spec),
             stopped_by=update.stopped_by,
         )
         tensors = {"policy": torch.frombuffer(bytearray(policy), dtype=torch.uint8)}
@@ -353,7 +370,13 @@ def _read_state(data: bytes) -> tuple[Policy, _RunState, dict[str, torch.Tensor]
     return policy, header, tensors
 
 
+def _hash(spec: TrainingSpec) -> str:
+    """What must not change between a state and its resumption."""
+    return hashlib.sha256(spec.model_dump_json(exclude={"stop"}).encode()).hexdigest()
+
+
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Puts an optimizer's state back; the hash of the spec has told that it is this optimizer's."""
     if not tensors:
         return
     state: dict[int, dict[str, Any]] = {}

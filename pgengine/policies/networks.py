@@ -10,18 +10,19 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from pgengine.distributions import Array, namespace
-from pgengine.errors import SpecError
 from pgengine.noise import Noise
 from pgengine.spaces import BoxSpace, DiscreteSpace
 from pgengine.spec import LinearPolicySpec, MlpPolicySpec
 
 __all__ = [
+    "MAX_PARAMETERS",
     "PAD",
     "FeatureScores",
     "Linear",
     "Mlp",
     "Network",
     "Table",
+    "blocks",
     "open_network",
     "padded",
     "rows_are_independent",
@@ -29,7 +30,7 @@ __all__ = [
 
 MAX_PARAMETERS = 16_777_216
 PAD = 8
-"""With a multiple of this many rows, a matrix product gives a row the same bits whatever its neighbours are."""
+"""Rows in a block."""
 
 
 def padded(rows: np.ndarray) -> np.ndarray:
@@ -42,24 +43,42 @@ def padded(rows: np.ndarray) -> np.ndarray:
     return room
 
 
+def blocks(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, …] as [blocks, PAD, …], the last block filled up with zeros.
+
+    A matrix product chooses its method, and with it the last bits, by the number of rows. Taken block by block it
+    always has the same number, so a row's bits do not depend on how many neighbours it has.
+    """
+    full = padded(rows)
+    return full.reshape(-1, PAD, *full.shape[1:])
+
+
 def rows_are_independent() -> bool:
-    """Self-test of PAD on this machine: whether a row's bits are the same in products with 8, 16, … rows.
+    """Self-test of `blocks` on this machine: whether a row has the same bits alone and among 4,096.
 
     Where it fails, an episode can only be replayed together with its whole batch.
     """
     noise = Noise(0, "acting", 0)
-    for inputs, outputs in ((4, 64), (64, 64), (64, 1), (17, 3)):
+    for inputs, outputs in ((4, 64), (64, 64), (64, 2), (64, 17), (376, 17)):
         weight = noise.matrix("probe", 0, (inputs, outputs)).astype(np.float32)
-        rows = noise.matrix("probe", 1, (256, inputs)).astype(np.float32)
-        product = rows @ weight
-        if any(not np.array_equal(rows[:n] @ weight, product[:n]) for n in range(PAD, 256, PAD)):
+        rows = noise.matrix("probe", 1, (4096, inputs)).astype(np.float32)
+        among = (blocks(rows) @ weight).reshape(-1, outputs)
+        if any(not np.array_equal((blocks(rows[n : n + 1]) @ weight)[0, 0], among[n]) for n in range(0, 4096, 97)):
             return False
     return True
+
+
+def _zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
 
 
 @runtime_checkable
 class Network(Protocol):
     """What a policy needs of its network."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by name."""
+        ...
 
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
         """Parameters to start from."""
@@ -101,9 +120,13 @@ class FeatureScores:
     def __init__(self, features: np.ndarray) -> None:
         self._features = features.astype(np.float32)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One number for each feature."""
+        return {"theta": self._features.shape[2:]}
+
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
-        """Theta [J] = 0: all actions equally likely."""
-        return {"theta": np.zeros(self._features.shape[2], dtype=np.float32)}
+        """All zero: all actions equally likely."""
+        return _zeros(self.shapes())
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """x(s, ·), [N, A, J]."""
@@ -122,9 +145,13 @@ class Table:
         self._shape = (space.n, width)
         self._start = space.start
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One number for each state and output."""
+        return {"theta": self._shape}
+
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
-        """Theta [S, width] = 0."""
-        return {"theta": np.zeros(self._shape, dtype=np.float32)}
+        """All zero."""
+        return _zeros(self.shapes())
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """Indices of states [N]."""
@@ -141,9 +168,13 @@ class Linear:
     def __init__(self, space: BoxSpace, width: int) -> None:
         self._shape = (space.size + 1, width)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One row for each number of the observation, and a last one for the constant feature."""
+        return {"theta": self._shape}
+
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
-        """Theta [D + 1, width] = 0; the last row belongs to the constant feature."""
-        return {"theta": np.zeros(self._shape, dtype=np.float32)}
+        """All zero."""
+        return _zeros(self.shapes())
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """Flat observations [N, D]."""
@@ -163,10 +194,13 @@ class Mlp:
         inputs = space.n if isinstance(space, DiscreteSpace) else space.size
         self._sizes = [inputs, *spec.hidden, width]
         self._activation = spec.activation
-        if (size := sum(a * b + b for a, b in zip(self._sizes[:-1], self._sizes[1:], strict=True))) > MAX_PARAMETERS:
-            raise SpecError(
-                "/hidden", "policy_too_large", f"expected at most {MAX_PARAMETERS} parameters, these are {size}"
-            )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight [inputs, outputs] and a bias [outputs] for each layer."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer, (rows, columns) in enumerate(zip(self._sizes[:-1], self._sizes[1:], strict=True)):
+            shapes |= {f"layers.{layer}.weight": (rows, columns), f"layers.{layer}.bias": (columns,)}
+        return shapes
 
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
         """Orthogonal matrices (Saxe et al. 2014), the last one small: all actions start about equally likely."""
@@ -197,5 +231,5 @@ class Mlp:
         for layer in range(last + 1):
             x = x @ parameters[f"layers.{layer}.weight"] + parameters[f"layers.{layer}.bias"]
             if layer < last:
-                x = xp.tanh(x) if self._activation == "tanh" else xp.where(x > 0, x, xp.zeros_like(x))
+                x = xp.tanh(x) if self._activation == "tanh" else xp.where(x < 0, xp.zeros_like(x), x)  # NaN stays NaN
         return x

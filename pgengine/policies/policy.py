@@ -8,6 +8,7 @@ functions to torch tensors.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +23,15 @@ from pgengine.environments import EnvironmentFacts
 from pgengine.environments.tabular import TabularMDP
 from pgengine.errors import CheckpointError, ObservationError, SpecError
 from pgengine.noise import Noise
-from pgengine.policies.networks import open_network, padded
+from pgengine.policies.networks import MAX_PARAMETERS, blocks, open_network
+from pgengine.resolution import resolve_policy
 from pgengine.spaces import BoxSpace, DiscreteSpace, SpaceSpec, parse_observations
 from pgengine.spec import (
     LARGEST_INTEGER,
     EnvironmentSpec,
-    GaussianSpec,
     LinearPolicySpec,
     MlpPolicySpec,
     PolicySpec,
-    SoftmaxSpec,
     Spec,
     TabularSpec,
 )
@@ -98,7 +98,8 @@ class Policy:
         Raises:
             SpecError: if the header's parts do not fit one another.
         """
-        assert header.policy.distribution is not None
+        if header.policy.distribution is None:
+            raise SpecError("/distribution", "missing", "a policy is kept with its distribution")
         self.spec = header.policy
         self.observation_space: DiscreteSpace | BoxSpace = header.observation_space
         self.action_space: DiscreteSpace | BoxSpace = header.action_space
@@ -107,6 +108,15 @@ class Policy:
         self.features = features
         self.distribution = open_distribution(header.policy.distribution, header.action_space)
         self.network = open_network(header.policy, header.observation_space, self.distribution.width, features)
+
+    @property
+    def size(self) -> int:
+        """How many numbers its parameters are, whether they exist yet or not."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of its parameters by name."""
+        return self.network.shapes() | {name: array.shape for name, array in self.distribution.initial().items()}
 
     # --- the pure functions, in numpy or torch ---
 
@@ -122,9 +132,10 @@ class Policy:
 
     def outputs(self, observations: Shaped[np.ndarray, "N ..."]) -> Float[np.ndarray, "N width"]:
         """Outputs of the network; a row's bits do not depend on its neighbours."""
-        encoded = padded(self.network.encode(observations))
+        encoded = blocks(self.network.encode(observations))
         with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the outputs are finite
-            return self.network.outputs(self.parameters, encoded)[: len(observations)]  # type: ignore[no-any-return]
+            outputs: np.ndarray = self.network.outputs(self.parameters, encoded)
+        return outputs.reshape(-1, self.distribution.width)[: len(observations)]
 
     def parse(self, value: Any, *, batch: bool) -> Shaped[np.ndarray, "N ..."]:
         """Observations from JSON values.
@@ -184,7 +195,7 @@ class Policy:
     def header(self) -> PolicyHeader:
         """What stands beside the arrays in a checkpoint."""
         return PolicyHeader(
-            policy=self.spec,
+            policy=self.spec.model_copy(update={"initial_parameters": None}),  # they are in the arrays
             observation_space=self.observation_space,
             action_space=self.action_space,
             updates=self.updates,
@@ -194,7 +205,7 @@ class Policy:
         """The whole policy as safetensors with a JSON header; `pgengine.load` reads it."""
         probes = _probes(self)
         tensors = {f"parameters.{name}": array for name, array in self.parameters.items()}
-        tensors |= {"probe.observations": probes, "probe.outputs": self.outputs(probes)}
+        tensors["probe.outputs"] = self.outputs(probes)
         if self.features is not None:
             tensors["features"] = self.features
         return safetensors.numpy.save(tensors, {"pgengine": self.header().model_dump_json()})
@@ -243,7 +254,12 @@ def _probes(policy: Policy) -> np.ndarray:
 
 
 def create_policy(
-    policy: LinearPolicySpec | MlpPolicySpec, environment: EnvironmentSpec, facts: EnvironmentFacts, *, seed: int
+    policy: LinearPolicySpec | MlpPolicySpec,
+    environment: EnvironmentSpec,
+    facts: EnvironmentFacts,
+    *,
+    seed: int,
+    max_parameters: int = MAX_PARAMETERS,
 ) -> Policy:
     """A policy at update 0.
 
@@ -252,13 +268,12 @@ def create_policy(
         environment: What it will act in; a finite MDP may bring features.
         facts: What is known of the environment.
         seed: Initial parameters are drawn from it.
+        max_parameters: A larger policy is refused before anything is drawn.
 
     Raises:
         SpecError: with a pointer from the root of the policy's spec.
     """
-    if policy.distribution is None:
-        fitting = SoftmaxSpec() if isinstance(facts.action_space, DiscreteSpace) else GaussianSpec()
-        policy = policy.model_copy(update={"distribution": fitting})
+    policy = resolve_policy(policy, facts)
     header = PolicyHeader(
         policy=policy, observation_space=facts.observation_space, action_space=facts.action_space, updates=0
     )
@@ -266,6 +281,8 @@ def create_policy(
     if isinstance(policy, LinearPolicySpec) and isinstance(environment, TabularSpec):
         features = TabularMDP(environment).features
     made = Policy(header, {}, None if features is None else features.astype(np.float32))
+    if made.size > max_parameters:
+        raise SpecError("", "policy_too_large", f"expected at most {max_parameters} parameters, these are {made.size}")
     made.parameters = made.network.initial(Noise(seed, "training", 0)) | made.distribution.initial()
     for name, values in (policy.initial_parameters or {}).items():
         made.parameters[name] = _given(name, values, made.parameters)
@@ -302,19 +319,39 @@ def load(data: bytes) -> Policy:
         }
         policy = Policy(header, parameters, tensors.get("features"))
         _check_shapes(policy)
-        outputs = policy.outputs(tensors["probe.observations"])
-        agree = np.allclose(outputs, tensors["probe.outputs"], rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE)
-    except (safetensors.SafetensorError, ValidationError, SpecError, KeyError, ValueError, TypeError) as error:
+        outputs = policy.outputs(_probes(policy))
+        expected = tensors["probe.outputs"]
+        agree = expected.shape == outputs.shape and np.allclose(
+            outputs, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+        )
+    except _DAMAGE as error:
         raise CheckpointError(f"these bytes are not a policy: {type(error).__name__}") from error
     if not agree:
         raise CheckpointError("the policy gives other outputs here than where it was made; it is damaged")
     return policy
 
 
+_DAMAGE = (
+    safetensors.SafetensorError,
+    ValidationError,
+    SpecError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+)
+"""What damaged or hostile bytes can make the readers raise."""
+
+
 def _check_shapes(policy: Policy) -> None:
-    expected = policy.network.initial(Noise(0, "training", 0)) | policy.distribution.initial()
-    shapes = {name: (array.shape, array.dtype) for name, array in policy.parameters.items()}
-    if shapes != {name: (array.shape, array.dtype) for name, array in expected.items()}:
+    """Compares before anything is computed: a small file can claim a large network."""
+    if policy.features is not None:
+        spaces = (policy.observation_space, policy.action_space)
+        if policy.features.shape[:2] != tuple(getattr(space, "n", None) for space in spaces):
+            raise CheckpointError("the features of the checkpoint do not belong to its spaces")
+    shapes = {name: array.shape for name, array in policy.parameters.items()}
+    if shapes != policy.shapes() or any(array.dtype != np.float32 for array in policy.parameters.values()):
         raise CheckpointError("the parameters of the checkpoint do not belong to its network")
 
 

@@ -86,3 +86,12 @@ def test_tanh_needs_bounds() -> None:
 def test_entropy_of_a_certain_action_is_zero_and_finite() -> None:
     d = Softmax(DiscreteSpace(n=2))
     assert d.entropy({}, np.array([[0.0, -2000.0]])).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("action_map", ["clip", "tanh"])
+def test_every_whole_number_of_an_integer_box_can_be_reached(action_map: str) -> None:
+    box = BoxSpace(shape=[1], low=[0.0], high=[3.0], dtype="int64")
+    d = DiagonalGaussian(GaussianSpec(action_map=action_map), box)  # type: ignore[arg-type]
+    actions = d.action(np.linspace(-5, 5, 10_001)[:, None])
+    assert actions.dtype == np.int64
+    assert sorted(set(actions[:, 0].tolist())) == [0, 1, 2, 3]

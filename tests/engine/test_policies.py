@@ -148,3 +148,47 @@ print(json.dumps([name for name in ("torch", "fastapi", "sqlalchemy", "server") 
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []
+
+
+@pytest.mark.parametrize(("policy", "environment"), [
+    (MlpPolicySpec(hidden=[400, 300]), CARTPOLE),
+    (LinearPolicySpec(), PENDULUM),
+    (MlpPolicySpec(), PENDULUM),
+])  # fmt: skip
+def test_a_row_has_the_same_bits_alone_and_among_thousands(policy: MlpPolicySpec, environment: GymnasiumSpec) -> None:
+    made = make(policy, environment)
+    made.parameters = {name: array + np.float32(0.01) for name, array in made.parameters.items()}
+    x = observations(made, 4096)
+    among = made.outputs(x)
+    for row in range(0, 4096, 311):
+        assert np.array_equal(made.outputs(x[row : row + 1])[0], among[row])
+
+
+def test_a_small_file_that_claims_a_large_network_is_refused_at_once() -> None:
+    """What is compared are shapes; nothing of the claimed size is made."""
+    data = make(LinearPolicySpec(), CARTPOLE).to_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    claims = json.loads(header["__metadata__"]["pgengine"])
+    for policy in ({"kind": "mlp", "hidden": [1024] * 8}, {"kind": "linear", "distribution": None}):
+        claims["policy"] = {"distribution": {"kind": "softmax"}, **policy}
+        header["__metadata__"]["pgengine"] = json.dumps(claims)
+        forged = json.dumps(header).encode()
+        with pytest.raises(pgengine.CheckpointError):
+            pgengine.load(len(forged).to_bytes(8, "little") + forged + data[8 + length :])
+
+
+def test_initial_parameters_are_kept_once() -> None:
+    theta = np.random.default_rng(0).normal(size=(5, 2)).tolist()
+    policy = make(LinearPolicySpec(initial_parameters={"theta": theta}), CARTPOLE)
+    assert policy.spec.initial_parameters is not None
+    assert pgengine.load(policy.to_bytes()).spec.initial_parameters is None
+    assert np.array_equal(pgengine.load(policy.to_bytes()).parameters["theta"], np.float32(theta))
+
+
+def test_too_large_a_policy_is_refused_before_anything_is_drawn() -> None:
+    facts = pgengine.describe(CARTPOLE)
+    with pytest.raises(pgengine.SpecError) as error:
+        pgengine.create_policy(MlpPolicySpec(), CARTPOLE, facts, seed=0, max_parameters=4000)
+    assert error.value.code == "policy_too_large"
+    assert "4610" in error.value.message

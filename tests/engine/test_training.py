@@ -211,3 +211,14 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
     with pytest.raises(pgengine.SpecError) as error:
         next(pgengine.train(TrainingSpec(environment=bandit(0.0, 1.0), device="cuda")))
     assert (error.value.pointer, error.value.code) == ("/device", "device_not_available")
+
+
+def test_a_state_of_another_spec_is_refused() -> None:
+    spec = TrainingSpec(environment=bandit(0.0, 1.0), stop=StopSpec(updates=2))
+    state = next(pgengine.train(spec)).state()
+    for change in ({"seed": 1}, {"policy": {"kind": "linear"}}, {"algorithm": {"optimizer": {"kind": "sgd"}}}):
+        other = TrainingSpec.model_validate({**spec.model_dump(), **change})
+        with pytest.raises(pgengine.CheckpointError, match="another spec"):
+            next(pgengine.train(other, resume_from=state))
+    longer = spec.model_copy(update={"stop": StopSpec(updates=3)})
+    assert [update.updates for update in pgengine.train(longer, resume_from=state)] == [2, 3]

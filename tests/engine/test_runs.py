@@ -1,0 +1,262 @@
+"""One update against formulas written by hand, and what a run remembers, proves and refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import pgengine
+from pgengine.estimators import step_weights
+from pgengine.evaluation import lower_bound
+from pgengine.exact import log_policy, parameters_in_double
+from pgengine.noise import Noise
+from pgengine.policies import Policy
+from pgengine.rollout import Batch, rollout
+from pgengine.spec import (
+    AdaGradSpec,
+    AdamSpec,
+    AlgorithmSpec,
+    GymnasiumSpec,
+    NoBaselineSpec,
+    SgdSpec,
+    StopSpec,
+    TabularSpec,
+    TrainingSpec,
+)
+from pgengine.training import ROWS_AT_ONCE, SELECTION_PAUSE
+from tests.engine.worlds import bandit, random_mdp, table_policy
+
+Trained = list[pgengine.Update]
+
+
+def batch_of(spec: TrainingSpec, policy: Policy) -> Batch:
+    """The batch that the next update of a policy will see."""
+    noise = Noise(spec.seed, "training", policy.updates)
+    return rollout(policy, pgengine.open_environment(spec.environment), noise, spec.algorithm.trajectories)
+
+
+def estimate(spec: TrainingSpec, policy: Policy) -> np.ndarray:
+    """The estimate of the gradient by theta, in double precision and in one piece."""
+    batch = batch_of(spec, policy)
+    algorithm = pgengine.resolve(spec, pgengine.describe(spec.environment)).algorithm
+    theta = parameters_in_double(policy)
+    log_pi = log_policy(policy, theta)[batch.observations, batch.samples]
+    weights = torch.as_tensor(step_weights(batch.rewards, batch.offsets, algorithm))
+    (gradient,) = torch.autograd.grad((weights * log_pi).sum(), list(theta.values()))
+    return gradient.numpy()
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_a_batch_larger_than_one_chunk_counts() -> None:
+    world = random_mdp(2, A=3, horizon=61, terminal=False)
+    algorithm = AlgorithmSpec(gamma=0.9, trajectories=301, optimizer=SgdSpec(learning_rate=1.0))
+    spec = TrainingSpec(environment=world, algorithm=algorithm, stop=StopSpec(updates=1), seed=8)
+    policy = table_policy(world)
+    assert 2 * ROWS_AT_ONCE < len(batch_of(spec, policy).rewards) < 3 * ROWS_AT_ONCE
+    (update,) = pgengine.train(spec, policy=policy)
+    step = update.policy.parameters["theta"].astype(np.float64) - policy.parameters["theta"]
+    assert np.allclose(step, estimate(spec, policy), atol=1e-5)
+
+
+@pytest.mark.parametrize("trajectories", [3, 8, 301])
+def test_the_entropy_of_a_softmax_is_the_mean_over_the_rows_alone(trajectories: int) -> None:
+    world = random_mdp(2, A=3, horizon=61, terminal=False)
+    policy = table_policy(world, seed=4)
+    algorithm = AlgorithmSpec(trajectories=trajectories)
+    spec = TrainingSpec(environment=world, algorithm=algorithm, stop=StopSpec(updates=1))
+    (update,) = pgengine.train(spec, policy=policy)
+    p = np.exp(log_policy(policy, parameters_in_double(policy)).detach().numpy())
+    entropies = -(p * np.log(p)).sum(axis=1)
+    expected = float(entropies[batch_of(spec, policy).observations].mean())
+    assert 0 < entropies.min() < entropies.max() - 0.1
+    assert update.metrics["entropy"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_entropy_of_a_gaussian_is_that_of_one_row() -> None:
+    world = GymnasiumSpec(id="Pendulum-v1", max_episode_steps=5)
+    spec = TrainingSpec(environment=world, algorithm=AlgorithmSpec(trajectories=3), stop=StopSpec(updates=1))
+    policy = pgengine.create_policy(spec.policy, world, pgengine.describe(world), seed=0)
+    policy.parameters["log_sigma"][:] = -3.0
+    (update,) = pgengine.train(spec, policy=policy)
+    assert update.metrics["entropy"] == pytest.approx(-3.0 + 0.5 * math.log(2 * math.pi * math.e), rel=1e-5)
+
+
+def steps(optimizer: SgdSpec | AdaGradSpec | AdamSpec) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(estimate, change of theta) of each of three updates."""
+    world = random_mdp(2, A=3, horizon=5)
+    algorithm = AlgorithmSpec(trajectories=30, optimizer=optimizer)
+    spec = TrainingSpec(environment=world, algorithm=algorithm, stop=StopSpec(updates=3), seed=8)
+    before, found = table_policy(world), []
+    for update in pgengine.train(spec, policy=before):
+        after = update.policy.copy()
+        change = after.parameters["theta"].astype(np.float64) - before.parameters["theta"]
+        found.append((estimate(spec, before), change))
+        before = after
+    return found
+
+
+def test_sgd_is_its_formula() -> None:
+    for g, change in steps(SgdSpec(learning_rate=0.3)):
+        assert np.allclose(change, 0.3 * g, atol=1e-6)
+
+
+def test_adagrad_is_its_formula() -> None:
+    squares = np.zeros(1)
+    for g, change in steps(AdaGradSpec(learning_rate=0.3)):
+        squares = squares + g**2
+        moved = g != 0  # a terminal state is never left
+        assert np.allclose(change[moved], (0.3 * g / np.sqrt(squares + 1e-300))[moved], atol=1e-5)
+
+
+def test_adam_is_its_formula() -> None:
+    b1, b2, epsilon = 0.6, 0.7, 0.05
+    m, v = np.zeros(1), np.zeros(1)
+    for t, (g, change) in enumerate(steps(AdamSpec(learning_rate=0.3, beta1=b1, beta2=b2, epsilon=epsilon)), start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        expected = 0.3 * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+        assert np.allclose(change, expected, atol=1e-5)
+
+
+# --- what a run remembers ---------------------------------------------------------------------------------------------
+
+
+def coin(target: float | None, updates: int = 60) -> TrainingSpec:
+    """Heads pays one; the policy hardly moves, and a batch of two is often lucky."""
+    return TrainingSpec(
+        environment=bandit(0.0, 1.0),
+        algorithm=AlgorithmSpec(trajectories=2, optimizer=SgdSpec(learning_rate=1e-9)),
+        stop=StopSpec(updates=updates, target_return=target),
+    )
+
+
+def told(update: pgengine.Update) -> tuple[object, ...]:
+    """Everything that does not depend on the clock."""
+    clock = ("seconds", "per_second")
+    metrics = {name: value for name, value in update.metrics.items() if not name.endswith(clock)}
+    return update.updates, metrics, update.progress.model_copy(update={"seconds": 0.0}), update.evaluation
+
+
+def test_a_resumed_run_has_the_counters_and_evaluations_of_an_undisturbed_one() -> None:
+    spec = coin(target=0.9, updates=40)
+    undisturbed = [(told(update), update.progress, update.state()) for update in pgengine.train(spec)]
+    evaluated = [at for at, (known, _, _) in enumerate(undisturbed) if known[3] is not None]
+    assert len(evaluated) >= 3
+    for at in evaluated:
+        _, progress, state = undisturbed[at]
+        resumed = [(told(update), update.progress) for update in pgengine.train(spec, resume_from=state)]
+        assert [known for known, _ in resumed] == [known for known, _, _ in undisturbed[at + 1 :]]
+        seconds = [progress.seconds, *(later.seconds for _, later in resumed)]
+        assert all(a < b for a, b in zip(seconds[:-1], seconds[1:], strict=True))
+
+
+def test_progress_counts_what_was_played() -> None:
+    world = random_mdp(2, horizon=5)
+    spec = TrainingSpec(environment=world, algorithm=AlgorithmSpec(trajectories=7), stop=StopSpec(updates=4))
+    policy, env_steps = table_policy(world), 0
+    for n, update in enumerate(pgengine.train(spec, policy=policy), start=1):
+        batch = batch_of(spec, policy)
+        env_steps += len(batch.rewards)
+        policy = update.policy.copy()
+        progress = update.progress
+        assert (progress.updates, progress.episodes, progress.env_steps) == (n, 7 * n, env_steps)
+        assert progress.fraction == n / 4
+        assert update.metrics["mean_return"] == pytest.approx(batch.rewards.sum() / 7)
+
+
+@pytest.mark.parametrize("target", [-1.0, 0.9])
+def test_a_finished_run_gives_its_figures_again(target: float) -> None:
+    last = list(pgengine.train(coin(target, updates=8)))[-1]
+    assert (last.stopped_by == "target_return") == (target == -1.0) == (last.evaluation is not None)
+    (again,) = pgengine.train(coin(target, updates=8), resume_from=last.state())
+    assert (again.metrics, again.evaluation, again.progress) == (last.metrics, last.evaluation, last.progress)
+
+
+# --- what a run proves ------------------------------------------------------------------------------------------------
+
+
+def test_a_target_is_compared_with_the_lower_end_of_the_interval() -> None:
+    target = 0.45
+    collected = list(pgengine.train(coin(target)))
+    evaluations = [update.evaluation for update in collected if update.evaluation is not None]
+    assert any(e.mean_return >= target > e.confidence_interval[0] for e in evaluations)
+    attempts = 0
+    for update in collected:
+        proven = False
+        if update.evaluation is not None:
+            attempts += 1
+            proven = lower_bound(update.evaluation, 0.05 / (attempts * (attempts + 1))) >= target
+        assert (update.stopped_by == "target_return") == proven
+
+
+@pytest.mark.slow
+def test_luck_is_shared_out_over_the_attempts() -> None:
+    """Null: a coin of mean 0.93, held fixed, is stopped at a target of 0.95 in at most 5% of runs.
+
+    Of 20 runs, more than 8 have odds below 1e-6. Without sharing, nearly all of them stop.
+    """
+    worth = TabularSpec(
+        transitions=[[[0.93, 0.07, 0.0]], *[[[0.0, 0.0, 1.0]]] * 2],
+        transition_rewards=[[[1.0, 0.0, 0.0]], *[[[0.0, 0.0, 0.0]]] * 2],
+        initial=[1.0, 0.0, 0.0],
+        horizon=1,
+    )
+    sgd = {"kind": "sgd", "learning_rate": 1e-9}
+    stopped = 0
+    for seed in range(20):
+        spec = TrainingSpec(
+            environment=worth,
+            policy={"kind": "linear"},  # type: ignore[arg-type]
+            algorithm={"trajectories": 2, "optimizer": sgd},  # type: ignore[arg-type]
+            stop=StopSpec(updates=150, target_return=0.95),
+            seed=seed,
+        )
+        stopped += list(pgengine.train(spec))[-1].stopped_by == "target_return"
+    assert stopped <= 8
+
+
+def test_after_a_miss_some_updates_pass_without_an_evaluation() -> None:
+    collected = list(pgengine.train(coin(target=0.9)))
+    evaluated = [update.updates for update in collected if update.evaluation is not None]
+    assert np.diff(evaluated).min() == SELECTION_PAUSE
+    assert all(update.metrics["mean_return"] >= 0.9 for update in collected if update.evaluation is not None)
+
+
+def test_episodes_that_select_a_policy_are_not_those_that_report_it() -> None:
+    world: TabularSpec = random_mdp(1, horizon=4)
+    spec = TrainingSpec(environment=world, stop=StopSpec(updates=5, target_return=-100.0), seed=9)
+    (update,) = pgengine.train(spec)
+    assert update.evaluation is not None
+    selected = rollout(update.policy, pgengine.open_environment(world), Noise(9, "selection", 1), 100)
+    report = pgengine.evaluate(update.policy, world, episodes=100, seed=9)
+    assert update.evaluation.mean_return == pytest.approx(selected.returns.mean(), abs=1e-12)
+    assert update.evaluation.mean_return != pytest.approx(report.mean_return, abs=1e-9)
+    assert update.evaluation.deterministic_mean_return is None
+
+
+# --- what a run refuses -----------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_not_finite_is_divergence() -> None:
+    algorithm = AlgorithmSpec(baseline=NoBaselineSpec(), optimizer=SgdSpec(learning_rate=1e-6))
+    spec = TrainingSpec(environment=bandit(0.0, 1e300), algorithm=algorithm, seed=4)
+    with pytest.raises(pgengine.DivergedError, match=r"the gradient is not finite in update 1 \(seed 4\)") as error:
+        next(pgengine.train(spec))
+    assert (error.value.update, error.value.seed) == (1, 4)
+
+
+def test_a_parameter_that_is_not_finite_is_divergence() -> None:
+    """The first step makes the policy certain; the gradient is zero then, but Adam divides momentum by epsilon."""
+    optimizer = AdamSpec(learning_rate=1e6, beta2=0.0, epsilon=1e-30)
+    spec = TrainingSpec(
+        environment=bandit(0.0, 1e6),
+        policy={"kind": "linear"},  # type: ignore[arg-type]
+        algorithm=AlgorithmSpec(optimizer=optimizer),
+        seed=4,
+    )
+    run = pgengine.train(spec)
+    assert next(run).metrics["gradient_norm"] > 0
+    with pytest.raises(pgengine.DivergedError, match=r"the parameter theta is not finite in update 2 \(seed 4\)"):
+        next(run)
