@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import migrations
 from pgengine.errors import SpecError
@@ -215,6 +216,7 @@ def _fastapi(lifespan: Any) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(OperationalError, _on_database_error)
     app.add_exception_handler(PoolTimeout, _on_database_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _on_mistake)
     describe(app)
     return app
@@ -265,6 +267,11 @@ def _methods(request: Request) -> list[str]:
 async def _on_database_error(request: Request, error: Exception) -> Response:
     _log.error("request %s: the database does not answer: %s", request.state.request_id, error)
     return _problem(request, Unavailable("The database does not answer."))
+
+
+async def _on_disconnect(request: Request, _: Exception) -> None:
+    """Nobody is there to be answered, so nothing is sent and no answer is counted."""
+    _log.debug("request %s: the client went away", request.state.request_id)
 
 
 async def _on_mistake(request: Request, _: Exception) -> Response:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -21,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import uvicorn
 from pydantic import ValidationError
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from migrations import MigrationError, Move, migrate, state
 from server import __version__
@@ -96,6 +97,7 @@ def serve(
     settings = _settings(
         data_dir=data_dir, database_url=database_url, host=host, port=port, workers=workers, no_auth=no_auth
     )
+    _check_modules(settings)
     _stop_in_order()
     _stop_with_parent()
     with _database(settings) as database, _listen(settings) as sock:
@@ -135,6 +137,7 @@ def api(
     The database must have been migrated.
     """
     settings = _settings(data_dir=data_dir, database_url=database_url, host=host, port=port, no_auth=no_auth)
+    _check_modules(settings)
     _stop_in_order()
     with _database(settings) as database, _listen(settings) as sock:
         _check_revision(database)
@@ -151,6 +154,7 @@ def worker(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     from server.worker.supervisor import run_supervisor
 
     settings = _settings(data_dir=data_dir, database_url=database_url)
+    _check_modules(settings)
     with _database(settings, pool_size=4) as database:
         _check_revision(database)
         run_supervisor(database, settings)
@@ -242,10 +246,14 @@ def _serve(settings: Settings, database: Database, sock: socket.socket, data_fil
     # with 256 rows on two busy cores). NumPy reads this when it is imported, which is now
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from server.app import create_app
+    from server.environments.types import ModuleNotImported
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # the app must know its real address: it is among the hosts that requests may name
-    app = create_app(settings, database)
+    try:
+        app = create_app(settings, database)
+    except ModuleNotImported as error:
+        _fail(f"PGENGINE_ENVIRONMENT_MODULES: {error}", status=2)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -385,8 +393,25 @@ def _database(settings: Settings, pool_size: int = 16) -> Iterator[Database]:
     except OperationalError as error:
         where = database.url.render_as_string(hide_password=True)
         _fail(f"the database {where} does not answer: {str(error.orig).strip().splitlines()[0]}")
+    except DatabaseError as error:
+        # its subclasses are about single statements, and mistakes of ours
+        if type(error) is not DatabaseError:
+            raise
+        _fail(f"{database.url.render_as_string(hide_password=True)} cannot be used: {error.orig}")
     finally:
         database.dispose()
+
+
+def _check_modules(settings: Settings) -> None:
+    """Whether there are the modules that register environments; a trainer that lacks one could never start."""
+    for name in settings.environment_modules:
+        try:
+            found = find_spec(name) is not None
+        # a package is imported to look into it, and is the operator's code
+        except Exception:  # noqa: BLE001
+            found = False
+        if not found:
+            _fail(f"PGENGINE_ENVIRONMENT_MODULES: there is no module {name}", status=2)
 
 
 def _make_writable(file: Path) -> None:

@@ -35,7 +35,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
 
-__all__ = ["Database", "JsonValue", "NamingBase", "UtcDateTime", "now"]
+__all__ = ["Database", "JsonText", "JsonValue", "NamingBase", "UtcDateTime", "now"]
 
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another one's lock, or for a free connection, before it gives up."""
@@ -68,6 +68,13 @@ class JsonValue(TypeDecorator[Any]):
 
     impl = JSON(none_as_null=True)
     cache_ok = True
+
+
+class JsonText(str):
+    """JSON that is written out already; a JSON column stores it as it is.
+
+    Writing out megabytes takes long, so it is done before the writing transaction and not in it.
+    """
 
 
 class _Now(FunctionElement[datetime]):
@@ -191,6 +198,8 @@ def _engine(url: Any, pool_size: int, **more: Any) -> Engine:
 
 
 def _dumps(value: Any) -> str:
+    if isinstance(value, JsonText):
+        return value
     return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 

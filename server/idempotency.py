@@ -16,7 +16,7 @@ from server.database import now
 from server.errors import IdempotencyKeyReused
 from server.tables import Idempotency
 
-__all__ = ["KEPT_SECONDS", "LONGEST_KEY", "Reply", "once"]
+__all__ = ["KEPT_SECONDS", "LONGEST_KEY", "Reply", "kept", "once"]
 
 KEPT_SECONDS = 24 * 3600.0
 LONGEST_KEY = 255
@@ -56,30 +56,51 @@ def once(session: Session, key_id: str, key: str | None, route: str, body: bytes
     if key is None:
         return create()
     _wait_for_twins(session, key_id, key)
-    body_hash = hashlib.sha256(body).hexdigest()
-    kept = session.get(Idempotency, (key_id, key))
-    if kept is not None and session.scalar(select(now(-KEPT_SECONDS) > kept.created_at)):
-        session.delete(kept)
-        session.flush()
-        kept = None
-    if kept is None:
-        reply = create()
-        _forget_expired(session)
-        session.add(
-            Idempotency(
-                key_id=key_id,
-                key=key,
-                route=route,
-                body_hash=body_hash,
-                status_code=reply.status,
-                response={"body": reply.body, "headers": reply.headers},
-            )
+    known = kept(session, key_id, key, route, body)
+    if known is not None:
+        return known
+    # one of this key that is left has expired
+    session.execute(delete(Idempotency).where(Idempotency.key_id == key_id, Idempotency.key == key))
+    reply = create()
+    _forget_expired(session)
+    session.add(
+        Idempotency(
+            key_id=key_id,
+            key=key,
+            route=route,
+            body_hash=hashlib.sha256(body).hexdigest(),
+            status_code=reply.status,
+            response={"body": reply.body, "headers": reply.headers},
         )
-        return reply
-    if (kept.route, kept.body_hash) != (route, body_hash):
+    )
+    return reply
+
+
+def kept(session: Session, key_id: str, key: str | None, route: str, body: bytes) -> Reply | None:
+    """What the request was answered before, or None; asked in a reading transaction, it saves work and no more.
+
+    Args:
+        session: A transaction.
+        key_id: Whose key it is.
+        key: The header's value, or None.
+        route: Method and path as declared.
+        body: The request's bytes.
+
+    Raises:
+        IdempotencyKeyReused: if the key was used for another body or route.
+    """
+    if key is None:
+        return None
+    row = session.scalar(
+        select(Idempotency).where(
+            Idempotency.key_id == key_id, Idempotency.key == key, Idempotency.created_at >= now(-KEPT_SECONDS)
+        )
+    )
+    if row is None:
+        return None
+    if (row.route, row.body_hash) != (route, hashlib.sha256(body).hexdigest()):
         raise IdempotencyKeyReused
-    headers = kept.response["headers"] | {"idempotency-replayed": "true"}
-    return Reply(kept.status_code, kept.response["body"], headers)
+    return Reply(row.status_code, row.response["body"], row.response["headers"] | {"idempotency-replayed": "true"})
 
 
 def _forget_expired(session: Session) -> None:

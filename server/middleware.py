@@ -57,7 +57,15 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 _SCHEME = re.compile(r"^https?://")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_ONCE = (b"host", b"origin", b"authorization", b"content-length", b"content-type")
+_ONCE = (
+    b"host",
+    b"origin",
+    b"authorization",
+    b"content-length",
+    b"content-type",
+    b"idempotency-key",
+    b"x-idempotency-key",
+)
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),

@@ -7,12 +7,13 @@ anything looks at the body. Knows HTTP and FastAPI; knows no feature.
 
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.models import Dependant
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from server.database import Database
 from server.errors import FieldError, InvalidRequest, NotAcceptable
-from server.idempotency import LONGEST_KEY, Reply, once
+from server.idempotency import LONGEST_KEY, Reply, kept, once
 from server.settings import Settings
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Metadata",
     "Name",
     "StrictRoute",
+    "check_parameters",
     "decode",
     "field_errors",
     "invalid",
@@ -110,9 +112,19 @@ class _Creation:
             session: The writing transaction in which `create` works; nothing may have been written in it yet.
             create: Creates and answers.
         """
+        return once(session, *self._identity(), create)
+
+    def answered(self, database: Database) -> Reply | None:
+        """What was answered before, or None: asked before the work that `create` needs done."""
+        if self._key is None:
+            return None
+        with database.read() as session:
+            return kept(session, *self._identity())
+
+    def _identity(self) -> tuple[str, str | None, str, bytes]:
         state = self._request.state
         route = f"{self._request.method} {self._request.scope['route'].path}"
-        return once(session, state.identity.key_id, self._key, route, state.body, create)
+        return state.identity.key_id, self._key, route, state.body
 
 
 async def _creation(
@@ -170,15 +182,18 @@ def _weight(accept: str, media_type: str) -> float:
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body is read by `decode`."""
+    """A route whose JSON body is read by `decode`, and that refuses query parameters which it does not know."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, with the body read before it."""
+        """The handler, with the query checked and the body read before it."""
         handle = super().get_route_handler()
-        if self.body_field is None:
-            return handle
+        known = frozenset(_parameters(self.dependant))
+        has_body = self.body_field is not None
 
         async def strict(request: Request) -> Response:
+            check_parameters(request.query_params, known)
+            if not has_body:
+                return await handle(request)
             raw = await request.body()
             depth = cast(Settings, request.app.state.settings).max_body_depth
             value = decode(raw, depth) if len(raw) < LARGE_BODY else await run_in_threadpool(decode, raw, depth)
@@ -187,6 +202,32 @@ class StrictRoute(APIRoute):
             return await handle(_Decoded(request, raw, value))
 
         return strict
+
+
+def _parameters(dependant: Dependant) -> Iterator[str]:
+    """Names of the query parameters that a route and its dependencies read."""
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from model.model_fields
+        else:
+            yield field.alias
+    for inner in dependant.dependencies:
+        yield from _parameters(inner)
+
+
+def check_parameters(names: Iterable[str], known: Collection[str]) -> None:
+    """Whether a route has these query parameters; one that it ignored would probably be misspelt.
+
+    Raises:
+        InvalidRequest: naming those that it has not.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        expected = f"expected {', '.join(sorted(known))}" if known else "this route has none"
+        message = f"This parameter is not known here; {expected}."
+        faults = [FieldError(pointer_to("", name[:MAX_NAME]), "unknown_field", message) for name in unknown]
+        raise InvalidRequest(errors=faults[:MAX_ERRORS])
 
 
 class _Decoded(Request):

@@ -85,7 +85,8 @@ class Environment(NamingBase):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     content_hash: Mapped[str] = mapped_column(String(64), unique=True)
-    spec: Mapped[dict[str, Any]]
+    # megabytes, where it holds the tables of a finite MDP: read only by who asks for it
+    spec: Mapped[dict[str, Any]] = mapped_column(deferred=True)
     facts: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now())
 

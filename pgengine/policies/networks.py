@@ -231,5 +231,5 @@ class Mlp:
         for layer in range(last + 1):
             x = x @ parameters[f"layers.{layer}.weight"] + parameters[f"layers.{layer}.bias"]
             if layer < last:
-                x = xp.tanh(x) if self._activation == "tanh" else xp.where(x < 0, xp.zeros_like(x), x)  # NaN stays NaN
+                x = xp.tanh(x) if self._activation == "tanh" else xp.where(x <= 0, xp.zeros_like(x), x)  # NaN stays NaN
         return x

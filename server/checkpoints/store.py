@@ -46,6 +46,7 @@ def put(
     job_id: str | None = None,
     state_bytes: bytes | None = None,
     evaluation: dict[str, Any] | None = None,
+    digest: str | None = None,
 ) -> Checkpoint:
     """Keep a policy as it is after so many updates. Repeating it keeps one checkpoint.
 
@@ -57,8 +58,9 @@ def put(
         job_id: The job that has made it.
         state_bytes: What the job resumes from; that of the checkpoint before is not needed any more and dropped.
         evaluation: A fresh evaluation of this very policy.
+        digest: SHA-256 of the policy's bytes in hexadecimal, if it was computed before the transaction.
     """
-    digest = sha256(policy_bytes).hexdigest()
+    digest = digest or sha256(policy_bytes).hexdigest()
     row = session.scalar(_of(policy_id).where(Checkpoint.updates == updates).with_for_update())
     if row is not None and row.sha256 != digest:
         session.execute(delete_from(Checkpoint).where(Checkpoint.id == row.id))

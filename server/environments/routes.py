@@ -1,5 +1,6 @@
 """Environment types and environments over HTTP."""
 
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
@@ -10,6 +11,7 @@ from pgengine.environments import EnvironmentFacts
 from pgengine.errors import SpecError
 from pgengine.spaces import action_schema, observation_schema
 from pgengine.spec import GymnasiumSpec, TabularSpec
+from server.database import Database
 from server.environments import store
 from server.environments.schemas import (
     BANDIT,
@@ -27,7 +29,7 @@ from server.ids import EnvironmentId
 from server.pages import Page, PageQuery
 from server.request import Creation, Db, StrictRoute, written
 
-__all__ = ["Allowed", "facts_of_inline", "referred", "router"]
+__all__ = ["Allowed", "Known", "known", "router", "stored"]
 
 router = APIRouter(prefix="/v1", tags=["environments"], route_class=StrictRoute)
 
@@ -73,15 +75,18 @@ def create_environment(
     creation: Creation,
 ) -> Response:
     """Stores an environment, so that policies can be made for it. Training jobs can do this by themselves."""
+    if (answered := creation.answered(database)) is not None:
+        return written(answered)
     with database.read() as session:
-        facts = store.facts(session, body.root, allowed=allowed)
+        described = store.described(session, body.root, allowed=allowed)
+    spec = body.root.model_dump(mode="json")
     with database.write() as session:
 
         def create() -> Reply:
-            known = store.find(session, body.root) is not None
-            row = store.ensure(session, body.root, allowed=allowed, facts=facts)
-            answer = _environment_body(row).model_dump(mode="json")
-            return Reply(200 if known else 201, answer, {"location": f"/v1/environments/{row.id}"})
+            row, is_new = store.ensure(session, described)
+            published = _environment_body(row, described.spec).model_dump(mode="json", exclude={"spec"})
+            answer = {"object": published["object"], "id": row.id, "spec": spec} | published
+            return Reply(201 if is_new else 200, answer, {"location": f"/v1/environments/{row.id}"})
 
         reply = creation.answer(session, create)
     return written(reply)
@@ -92,7 +97,8 @@ def list_environments(query: Annotated[PageQuery, Query()], database: Db) -> Pag
     """Environments, newest first."""
     with database.read() as session:
         page = store.list_(session, query)
-    data = [_summary(row) for row in page.rows]
+        gymnasium_ids = store.gymnasium_ids(session, page.rows)
+    data = [_summary(row, gymnasium_ids.get(row.id)) for row in page.rows]
     return Page(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
 
 
@@ -101,7 +107,8 @@ def get_environment(environment_id: Id, database: Db) -> Environment:
     """The environment with its spaces and its episode limit."""
     with database.read() as session:
         row = store.get(session, environment_id)
-    return _environment_body(row)
+        spec = store.spec_of(row)
+    return _environment_body(row, spec)
 
 
 @router.delete(
@@ -116,39 +123,63 @@ def delete_environment(environment_id: Id, database: Db) -> None:
         store.delete(session, environment_id)
 
 
-def _environment_body(row: Row) -> Environment:
+def _environment_body(row: Row, spec: GymnasiumSpec | TabularSpec) -> Environment:
     """A stored environment as it is published."""
     facts = store.facts_of(row)
-    return Environment(id=row.id, spec=store.spec_of(row), created_at=row.created_at, **_published(facts))
+    return Environment(id=row.id, spec=spec, created_at=row.created_at, **_published(facts))
 
 
-def facts_of_inline(
-    session: Session, reference: str | GymnasiumSpec | TabularSpec, allowed: AllowList
-) -> EnvironmentFacts | None:
-    """What is known of an environment that a body describes; None if the body names one that exists."""
-    if isinstance(reference, str):
-        return None
-    try:
-        return store.facts(session, reference, allowed=allowed)
-    except SpecError as error:
-        raise error.under("/environment") from None
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An environment that a body names or describes, as it is known before anything is written.
+
+    Attributes:
+        spec: What it is made from.
+        facts: What is known of it.
+        reference: Its id, or what to store where the body describes it.
+    """
+
+    spec: GymnasiumSpec | TabularSpec = field(repr=False)
+    facts: EnvironmentFacts = field(repr=False)
+    reference: str | store.Described
 
 
-def referred(
-    session: Session,
-    reference: str | GymnasiumSpec | TabularSpec,
-    allowed: AllowList,
-    facts: EnvironmentFacts | None,
-) -> Row:
-    """The environment that a body names or describes.
+def known(database: Database, reference: str | GymnasiumSpec | TabularSpec, allowed: AllowList) -> Known:
+    """The environment that a body names or describes under `environment`.
 
     Raises:
         NotFound: if there is none with the id that it names.
+        SpecError: if it cannot be made.
     """
-    if not isinstance(reference, str):
-        return store.ensure(session, reference, allowed=allowed, facts=facts)
+    with database.read() as session:
+        if isinstance(reference, str):
+            row = _named(session, reference)
+            return Known(store.spec_of(row), store.facts_of(row), reference)
+        try:
+            described = store.described(session, reference, allowed=allowed)
+        except SpecError as error:
+            raise error.under("/environment") from None
+    return Known(reference, described.facts, described)
+
+
+def stored(session: Session, environment: Known) -> str:
+    """The id of the environment, which is stored if it is new.
+
+    Args:
+        session: A writing transaction.
+        environment: The environment.
+
+    Raises:
+        NotFound: if the one that the body names has been deleted meanwhile.
+    """
+    if isinstance(environment.reference, str):
+        return _named(session, environment.reference).id
+    return store.ensure(session, environment.reference)[0].id
+
+
+def _named(session: Session, environment_id: str) -> Row:
     try:
-        return store.get(session, reference)
+        return store.get(session, environment_id)
     except NotFound as error:
         raise NotFound(error.message, errors=[FieldError("/environment", "not_found", error.message)]) from None
 
@@ -166,11 +197,11 @@ def _published(facts: EnvironmentFacts) -> dict[str, Any]:
     }
 
 
-def _summary(row: Row) -> EnvironmentSummary:
+def _summary(row: Row, gymnasium_id: str | None) -> EnvironmentSummary:
     return EnvironmentSummary(
         id=row.id,
-        kind=row.spec["kind"],
-        gymnasium_id=row.spec.get("id"),
+        kind="tabular" if gymnasium_id is None else "gymnasium",
+        gymnasium_id=gymnasium_id,
         max_episode_steps=row.facts["max_episode_steps"],
         created_at=row.created_at,
     )

@@ -1,6 +1,8 @@
 """All there is to know about stored environments."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -13,77 +15,101 @@ from sqlalchemy.orm import Session
 
 from pgengine.environments import EnvironmentFacts, describe
 from pgengine.spec import EnvironmentSpec, GymnasiumSpec, TabularSpec
-from server.database import now
+from server.database import JsonText, now
 from server.environments.types import AllowList
 from server.errors import InUse, NotFound
 from server.ids import new_id
 from server.pages import PageQuery, Slice, fetch
 from server.tables import Environment
 
-__all__ = ["Environment", "delete", "ensure", "facts", "facts_of", "find", "get", "list_", "spec_of"]
+__all__ = [
+    "Described",
+    "Environment",
+    "delete",
+    "described",
+    "ensure",
+    "facts_of",
+    "get",
+    "gymnasium_ids",
+    "list_",
+    "spec_of",
+]
 
 _SPEC: TypeAdapter[GymnasiumSpec | TabularSpec] = TypeAdapter(EnvironmentSpec)
 
 
-def facts(session: Session, spec: GymnasiumSpec | TabularSpec, *, allowed: AllowList) -> EnvironmentFacts:
-    """What is known of an environment before it is played: read if it is stored, else found out by making it once.
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An environment with all that is known of it, ready to be stored if it is not.
 
-    Making one may take a tenth of a second, so it is done before the writing transaction and not in it.
+    Attributes:
+        spec: What to make it from.
+        facts: What is known of it before it is played.
+        content: The spec as it is stored.
+        content_hash: Tells identical ones.
+    """
+
+    spec: GymnasiumSpec | TabularSpec = field(repr=False)
+    facts: EnvironmentFacts = field(repr=False)
+    content: JsonText = field(repr=False)
+    content_hash: str
+
+
+def described(session: Session, spec: GymnasiumSpec | TabularSpec, *, allowed: AllowList) -> Described:
+    """What is known of an environment: read if it is stored, else found out by making it once.
+
+    Making one and writing out its tables may take seconds, so it is done before the writing transaction and not in it.
+
+    Args:
+        session: A transaction.
+        spec: What to make it from.
+        allowed: What may be used here.
 
     Raises:
         SpecError: with a pointer from the root of the spec.
     """
     allowed.check(spec)
-    row = find(session, spec)
-    return describe(spec) if row is None else facts_of(row)
+    content: dict[str, Any] = spec.model_dump(mode="json")
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content_hash = sha256(canonical.encode()).hexdigest()
+    row = _with_hash(session, content_hash)
+    known = describe(spec) if row is None else facts_of(row)
+    # the fields in their own order, as they are published
+    text = JsonText(json.dumps(content, allow_nan=False, separators=(",", ":")))
+    return Described(spec, known, text, content_hash)
 
 
-def ensure(
-    session: Session,
-    spec: GymnasiumSpec | TabularSpec,
-    *,
-    allowed: AllowList,
-    facts: EnvironmentFacts | None = None,
-) -> Environment:
-    """The stored environment of this spec; it is stored if it is new.
+def ensure(session: Session, environment: Described) -> tuple[Environment, bool]:
+    """The stored environment, and whether it is new.
 
     Args:
         session: A writing transaction.
-        spec: What to make it from.
-        allowed: What may be used here.
-        facts: What is known of it, if that was found out before.
-
-    Raises:
-        SpecError: with a pointer from the root of the spec.
+        environment: What to store.
     """
-    allowed.check(spec)
-    row = find(session, spec)
+    row = _with_hash(session, environment.content_hash)
     if row is not None:
-        return row
-    known = facts or describe(spec)
+        return row, False
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    session.execute(
+    new = session.scalar(
         insert(Environment)
         .values(
             id=new_id("env"),
-            content_hash=_content_hash(spec),
-            spec=spec.model_dump(mode="json"),
-            facts=known.model_dump(mode="json"),
+            content_hash=environment.content_hash,
+            spec=environment.content,
+            facts=environment.facts.model_dump(mode="json"),
             created_at=now(),
         )
         # another request may store the same one at this moment
         .on_conflict_do_nothing(index_elements=[Environment.content_hash])
+        .returning(Environment.id)
     )
-    return session.scalars(select(Environment).where(Environment.content_hash == _content_hash(spec))).one()
-
-
-def find(session: Session, spec: GymnasiumSpec | TabularSpec) -> Environment | None:
-    """The environment that was stored from the same spec, or None."""
-    return session.scalar(select(Environment).where(Environment.content_hash == _content_hash(spec)))
+    row = _with_hash(session, environment.content_hash)
+    assert row is not None
+    return row, new is not None
 
 
 def get(session: Session, environment_id: str) -> Environment:
-    """The environment.
+    """The environment; its spec, which may be large, is read when it is asked for.
 
     Raises:
         NotFound: if there is none with this id.
@@ -95,8 +121,15 @@ def get(session: Session, environment_id: str) -> Environment:
 
 
 def list_(session: Session, query: PageQuery) -> Slice[Environment]:
-    """One page of environments."""
+    """One page of environments, without their specs."""
     return fetch(session, select(Environment), Environment.id, "env", query)
+
+
+def gymnasium_ids(session: Session, rows: Sequence[Environment]) -> dict[str, str]:
+    """The registered ids of those environments that have one, in one query that reads no tables of a finite MDP."""
+    registered = [row.id for row in rows if facts_of(row).limit_from != "horizon"]
+    specs = session.execute(select(Environment.id, Environment.spec).where(Environment.id.in_(registered)))
+    return {environment_id: spec["id"] for environment_id, spec in specs}
 
 
 def delete(session: Session, environment_id: str) -> None:
@@ -114,7 +147,7 @@ def delete(session: Session, environment_id: str) -> None:
 
 
 def spec_of(row: Environment) -> GymnasiumSpec | TabularSpec:
-    """What the environment was made from."""
+    """What the environment was made from; asked in the transaction that the row comes from."""
     return _SPEC.validate_python(row.spec)
 
 
@@ -123,6 +156,5 @@ def facts_of(row: Environment) -> EnvironmentFacts:
     return EnvironmentFacts.model_validate(row.facts)
 
 
-def _content_hash(spec: GymnasiumSpec | TabularSpec) -> str:
-    content: dict[str, Any] = spec.model_dump(mode="json")
-    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _with_hash(session: Session, content_hash: str) -> Environment | None:
+    return session.scalar(select(Environment).where(Environment.content_hash == content_hash))

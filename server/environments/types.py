@@ -6,6 +6,7 @@ cannot, and must not be able to.
 """
 
 import inspect
+import logging
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -19,12 +20,18 @@ from pgengine.environments import EnvironmentFacts, describe
 from pgengine.errors import SpecError
 from pgengine.spec import GymnasiumSpec, TabularSpec
 
-__all__ = ["AllowList", "GymnasiumType"]
+__all__ = ["AllowList", "GymnasiumType", "ModuleNotImported"]
 
 _BUILT_IN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 _SCALARS: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 _REACHES_FILES = re.compile(r"path|file|dir(ectory)?$|url|module|class|callable|function")
 _REFUSED = frozenset({"self", "render_mode", "max_episode_steps", "disable_env_checker"})
+
+_log = logging.getLogger(__name__)
+
+
+class ModuleNotImported(Exception):
+    """A module that the operator has named cannot be imported."""
 
 
 class GymnasiumType:
@@ -56,12 +63,18 @@ class AllowList:
     Args:
         ids: Ids beside the built-in ones.
         modules: Modules that are imported now because they register environments.
+
+    Raises:
+        ModuleNotImported: if one of them cannot be.
     """
 
     def __init__(self, ids: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
         for module in modules:
-            import_module(module)
-        self.ids: Sequence[str] = sorted({*_built_in_ids(), *ids})
+            _import(module)
+        added = set(ids)
+        for environment_id in sorted(added):
+            _warn_of_unknown(environment_id)
+        self.ids: Sequence[str] = sorted(_built_in_ids() | added)
         self._types: list[GymnasiumType] | None = None
         self._lock = Lock()
 
@@ -88,6 +101,21 @@ class AllowList:
             if self._types is None:
                 self._types = [found for environment_id in self.ids if (found := _type(environment_id)) is not None]
             return self._types
+
+
+def _import(module: str) -> None:
+    try:
+        import_module(module)
+    # it is the operator's code, and may fail in any way
+    except Exception as error:
+        raise ModuleNotImported(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _warn_of_unknown(environment_id: str) -> None:
+    try:
+        _registered(environment_id)
+    except SpecError as error:
+        _log.warning("%s cannot be used: %s", environment_id, error.message)
 
 
 def _type(environment_id: str) -> GymnasiumType | None:

@@ -23,6 +23,8 @@ from server.tables import EVENT_TYPES, TERMINAL_STATUSES, Event, Job, Metric
 
 __all__ = [
     "EVENT_TYPES",
+    "IN_EVERY_ROW",
+    "METRICS",
     "RECORDED_UPDATES",
     "Curves",
     "Head",
@@ -33,12 +35,31 @@ __all__ = [
     "heads",
     "last_checkpoint",
     "metrics",
+    "names",
     "record",
     "thin",
 ]
 
 RECORDED_UPDATES = 100_000
 """With more updates recorded than this, a job drops every second one of them."""
+
+
+METRICS = (
+    "mean_return",
+    "return_deviation",
+    "mean_length",
+    "truncated_fraction",
+    "entropy",
+    "gradient_norm",
+    "episodes",
+    "rollout_seconds",
+    "update_seconds",
+    "env_steps_per_second",
+)
+"""What the engine measures of each update, beside what stands in every row."""
+
+IN_EVERY_ROW = ("update", "env_steps", "attempt")
+"""Columns of the row itself; what the engine measures under these names is the same number, and is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,35 +126,45 @@ def metrics(
     from_update: int = 0,
     max_points: int = 1000,
 ) -> Curves:
-    """Metrics of a job in columns, down-sampled to about so many rows.
+    """Metrics of a job in columns, down-sampled to so many rows.
 
     All curves share their rows, so that they can be drawn over one axis and written as one table. When there are more
     updates than `max_points`, they are cut into buckets of equal size; of each bucket those rows stay in which one of
-    the curves has its minimum or maximum, and the first and the last row stay too. So no peak is lost, the number of
-    rows is at most `max_points`, but never less than two for each curve, and fewer curves are drawn in finer buckets.
+    the curves has its minimum or maximum, and the first and the last row stay too. So no peak is lost, and fewer curves
+    are drawn in finer buckets. Where `max_points` has no room for two rows of each curve and the two ends, rows at even
+    distances stay.
 
     Args:
         session: A transaction.
         job_id: The job.
-        keys: Which metrics; None means all that were recorded.
+        keys: Which metrics; None means all that were recorded. Those in every row are no curves of their own.
         from_update: First update of the range.
-        max_points: Most rows.
+        max_points: Most rows, at least 2.
     """
     rows = session.execute(
         select(Metric.update, Metric.env_steps, Metric.attempt, Metric.values, Metric.nonfinite)
         .where(Metric.job_id == job_id, Metric.update >= from_update)
         .order_by(Metric.update)
     ).all()
-    names = list(dict.fromkeys(keys if keys is not None else (name for row in rows for name in row[3])))
-    kept = [rows[i] for i in _peaks([row[3] for row in rows], names, max_points)]
+    wanted = dict.fromkeys(keys if keys is not None else (name for row in rows for name in row[3]))
+    curves = [name for name in wanted if name not in IN_EVERY_ROW]
+    kept = [rows[i] for i in _peaks([row[3] for row in rows], curves, max_points)]
     return Curves(
         updates=[row[0] for row in kept],
         env_steps=[row[1] for row in kept],
         attempts=[row[2] for row in kept],
-        values={name: [row[3].get(name) for row in kept] for name in names},
-        nonfinite={name: found for name in names if (found := [row[0] for row in kept if name in (row[4] or ())])},
+        values={name: [row[3].get(name) for row in kept] for name in curves},
+        nonfinite={name: found for name in curves if (found := [row[0] for row in kept if name in (row[4] or ())])},
         recorded=len(rows),
     )
+
+
+def names(session: Session, job_id: str) -> list[str]:
+    """Names by which a job's metrics can be asked for; before its first update those that there will be."""
+    newest: dict[str, Any] | None = session.scalar(
+        select(Metric.values).where(Metric.job_id == job_id).order_by(Metric.update.desc()).limit(1)
+    )
+    return list(dict.fromkeys((*IN_EVERY_ROW, *(METRICS if newest is None else newest))))
 
 
 def last_checkpoint(session: Session, job: Job) -> dict[str, Any] | None:
@@ -173,17 +204,19 @@ def _public_event(row: Event, measured: dict[int, dict[str, Any]]) -> dict[str, 
     }
 
 
-def _peaks(values: list[dict[str, Any]], names: list[str], max_points: int) -> list[int]:
+def _peaks(values: list[dict[str, Any]], curves: list[str], max_points: int) -> list[int]:
     """Indices of the rows that stay, in order."""
     count = len(values)
     if count <= max_points:
         return list(range(count))
     # two rows of each bucket for each curve, and the two ends
-    buckets = max(1, (max_points - 2) // (2 * max(1, len(names))))
+    buckets = (max_points - 2) // (2 * len(curves)) if curves else 0
+    if buckets == 0:
+        return [i * (count - 1) // (max_points - 1) for i in range(max_points)]
     kept = {0, count - 1}
     for bucket in range(buckets):
         inside = range(bucket * count // buckets, (bucket + 1) * count // buckets)
-        for name in names:
+        for name in curves:
             known = [(value, i) for i in inside if (value := values[i].get(name)) is not None]
             if known:
                 kept |= {min(known)[1], max(known)[1]}

@@ -5,6 +5,7 @@ import io
 import json
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -12,16 +13,14 @@ from fastapi import Body as JsonBody
 from sqlalchemy.orm import Session
 
 import pgengine
-from pgengine.environments import EnvironmentFacts
 from pgengine.errors import SpecError
-from pgengine.spec import TrainingSpec
+from pgengine.spec import LinearPolicySpec, MlpPolicySpec, TrainingSpec
 from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
 from server.checkpoints.schemas import Checkpoint
-from server.environments import store as environments
-from server.environments.routes import Allowed, facts_of_inline, referred
+from server.database import Database
+from server.environments.routes import Allowed, Known, known, stored
 from server.environments.schemas import BANDIT, CARTPOLE
-from server.environments.store import Environment as EnvironmentRow
 from server.environments.types import AllowList
 from server.errors import FieldError, NotFound
 from server.idempotency import Reply
@@ -32,8 +31,7 @@ from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
 from server.pages import LARGEST_PAGE, Page, PageQuery
 from server.policies import store as policies
-from server.policies.store import Policy as PolicyRow
-from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, negotiated, written
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, negotiated, written
 from server.settings import Settings
 
 __all__ = ["router"]
@@ -87,13 +85,13 @@ def create_training_job(
     creation: Creation,
 ) -> Response:
     """Queues a training job. Environment and policy are created with it where the body describes them."""
-    with database.read() as session:
-        facts = facts_of_inline(session, body.environment, allowed)
-    seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
+    if (answered := creation.answered(database)) is not None:
+        return written(answered)
+    draft = _draft(database, body, allowed, settings)
     with database.write() as session:
 
         def create() -> Reply:
-            row = _create(session, body, seed, facts, allowed, settings)
+            row = _create(session, body, draft, settings)
             answer = _body(session, row).model_dump(mode="json")
             return Reply(201, answer, {"location": f"/v1/training-jobs/{row.id}"})
 
@@ -101,62 +99,85 @@ def create_training_job(
     return written(reply)
 
 
-def _create(
-    session: Session,
-    body: TrainingJobCreate,
-    seed: int,
-    facts: EnvironmentFacts | None,
-    allowed: AllowList,
-    settings: Settings,
-) -> Row:
-    environment = referred(session, body.environment, allowed, facts)
-    known = environments.facts_of(environment)
-    policy = _policy(session, body, environment, known, seed, settings)
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A job with all that takes time to compute, before anything is written."""
+
+    environment: Known
+    policy: policies.Drawn | str
+    spec: dict[str, Any]
+    label: dict[str, Any]
+
+
+def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, settings: Settings) -> _Draft:
+    environment = known(database, body.environment, allowed)
+    seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
+    policy, policy_spec = _policy(database, body, environment, seed, settings)
     spec = pgengine.resolve(
         TrainingSpec(
-            environment=environments.spec_of(environment),
-            policy=policies.spec_of(policy),
+            environment=environment.spec,
+            policy=policy_spec,
             algorithm=body.algorithm,
             stop=body.stop,
             evaluation=body.evaluation,
             seed=seed,
             device=body.device,
         ),
-        known,
+        environment.facts,
     )
+    return _Draft(
+        environment=environment,
+        policy=policy,
+        spec=spec.model_dump(mode="json", exclude={"environment"}),
+        label=pgengine.label(spec, environment.facts).model_dump(mode="json"),
+    )
+
+
+def _policy(
+    database: Database, body: TrainingJobCreate, environment: Known, seed: int, settings: Settings
+) -> tuple[policies.Drawn | str, LinearPolicySpec | MlpPolicySpec]:
+    """The policy that the body names, or a new one as it describes; and its spec."""
+    try:
+        if not isinstance(body.policy, str):
+            maximum = settings.max_policy_parameters
+            drawn = policies.draw(body.policy, environment.spec, environment.facts, seed, max_parameters=maximum)
+            return drawn, drawn.spec
+        with database.read() as session:
+            row = policies.get(session, body.policy)
+            policies.check_fits(session, row.id, environment.facts)
+        return row.id, policies.spec_of(row)
+    except SpecError as error:
+        raise error.under("/policy") from None
+    except NotFound as error:
+        raise _no_policy(error) from None
+
+
+def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: Settings) -> Row:
+    """The job, with its environment and its policy where they are new. Nothing here takes time."""
+    environment_id = stored(session, draft.environment)
+    policy_id, start_updates = draft.policy, 0
+    if isinstance(policy_id, policies.Drawn):
+        policy_id = policies.create(session, environment_id, policy_id, body.name).id
+    else:
+        try:
+            start_updates = checkpoints.latest(session, policy_id).updates
+        except NotFound as error:
+            raise _no_policy(error) from None
     return store.create(
         session,
-        policy_id=policy.id,
-        environment_id=environment.id,
-        start_updates=checkpoints.latest(session, policy.id).updates,
-        spec=spec.model_dump(mode="json"),
-        label=pgengine.label(spec, known).model_dump(mode="json"),
+        policy_id=policy_id,
+        environment_id=environment_id,
+        start_updates=start_updates,
+        spec=draft.spec,
+        label=draft.label,
         max_attempts=settings.max_attempts,
         name=body.name,
         metadata=dict(body.metadata),
     )
 
 
-def _policy(
-    session: Session,
-    body: TrainingJobCreate,
-    environment: EnvironmentRow,
-    facts: EnvironmentFacts,
-    seed: int,
-    settings: Settings,
-) -> PolicyRow:
-    """The policy that the body names, or a new one as it describes."""
-    try:
-        if not isinstance(body.policy, str):
-            maximum = settings.max_policy_parameters
-            return policies.create(session, environment, body.policy, seed, body.name, max_parameters=maximum)
-        row = policies.get(session, body.policy)
-        policies.check_fits(session, row, facts)
-        return row
-    except SpecError as error:
-        raise error.under("/policy") from None
-    except NotFound as error:
-        raise NotFound(error.message, errors=[FieldError("/policy", "not_found", error.message)]) from None
+def _no_policy(error: NotFound) -> NotFound:
+    return NotFound(error.message, errors=[FieldError("/policy", "not_found", error.message)])
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -249,21 +270,31 @@ def get_training_job_metrics(
         str | None,
         Query(
             max_length=2048,
-            description="Names of metrics, separated by commas; all of them if left out.",
+            description="Names of metrics, separated by commas; all of them if left out. update, env_steps and attempt "
+            "stand in every row and need no name.",
             examples=["mean_return,entropy"],
         ),
     ] = None,
     from_update: Annotated[int, Query(ge=0, le=LARGEST_INTEGER, description="First update.")] = 0,
     max_points: Annotated[
-        int, Query(ge=2, le=LONGEST_CURVE, description="Most rows; minima and maxima survive the down-sampling.")
+        int,
+        Query(
+            ge=2,
+            le=LONGEST_CURVE,
+            description="Most rows. Minima and maxima survive the down-sampling where there is room for them, which "
+            "is from 2 rows for each metric and 2 more; below, rows at even distances stay.",
+        ),
     ] = 1000,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
     """Metrics of the job's updates: in columns as JSON, or in rows as CSV or NDJSON, as Accept asks."""
     media_type = negotiated(accept, (JSON, CSV, NDJSON))
-    names = None if keys is None else [name for name in keys.split(",") if name]
+    names = None if keys is None else [name.strip() for name in keys.split(",") if name.strip()]
     with database.read() as session:
         store.get(session, job_id)
+        known = history.names(session, job_id)
+        if not set(names or ()) <= set(known):
+            raise invalid("/keys", "unknown_metric", f"Expected names of this job's metrics: {', '.join(known)}.")
         curves = history.metrics(session, job_id, names, from_update, max_points)
     if media_type == CSV:
         return Response(_csv(curves), media_type=CSV)
@@ -290,13 +321,13 @@ def _rows(curves: history.Curves) -> Iterator[list[Any]]:
 def _csv(curves: history.Curves) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(["update", "env_steps", "attempt", *curves.values])
+    writer.writerow([*history.IN_EVERY_ROW, *curves.values])
     writer.writerows(_rows(curves))
     return text.getvalue()
 
 
 def _ndjson(curves: history.Curves) -> str:
-    names = ["update", "env_steps", "attempt", *curves.values]
+    names = [*history.IN_EVERY_ROW, *curves.values]
     lines = []
     for row in _rows(curves):
         nonfinite = [name for name, updates in curves.nonfinite.items() if row[0] in updates]

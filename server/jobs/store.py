@@ -33,7 +33,7 @@ from server.jobs import history
 from server.jobs.reports import Claim, Outcome, Progress, Report, Snapshot
 from server.metrics import JobFigures
 from server.pages import PageQuery, Slice, fetch
-from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Job
+from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Environment, Job
 
 __all__ = [
     "HELD_STATUSES",
@@ -118,7 +118,8 @@ def create(
         policy_id: What learns, from its latest checkpoint on.
         environment_id: What it learns in.
         start_updates: Updates that the policy has had.
-        spec: Resolved training spec as JSON.
+        spec: Resolved training spec as JSON. Its environment is not kept with the job: it is that of the environment's
+            row.
         label: What its gradient estimate is, as JSON.
         max_attempts: Crashes after which the job fails.
         name: For people.
@@ -135,7 +136,7 @@ def create(
         metadata_=metadata or {},
         policy_id=policy_id,
         environment_id=environment_id,
-        spec=spec,
+        spec={name: value for name, value in spec.items() if name != "environment"},
         label=label,
         status="queued",
         attempt=1,
@@ -299,12 +300,13 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
     state_bytes = checkpoints.state(session, checkpoint.id) if checkpoint.job_id == job.id else None
     if state_bytes is not None or job.attempt > 1:
         _rewind(session, job, checkpoint, instant)
+    environment = session.scalar(select(Environment.spec).where(Environment.id == job.environment_id))
     session.flush()
     return Claim(
         job_id=job.id,
         token=job.token,
         attempt=job.attempt,
-        spec=job.spec,
+        spec=job.spec | {"environment": environment},
         updates=checkpoint.updates,
         start_updates=job.start_updates,
         policy_bytes=checkpoints.content(session, checkpoint.id),

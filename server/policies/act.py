@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 
 from pgengine.errors import ObservationError
 from pgengine.spec import LARGEST_INTEGER
@@ -22,7 +24,7 @@ from server.database import Database
 from server.errors import FieldError, InvalidRequest
 from server.metrics import Metrics
 from server.policies.loaded import CHECKPOINT_EXPECTED, STALE_SECONDS, Loaded, PolicyCache
-from server.request import decode, invalid, pointer_to
+from server.request import check_parameters, decode, invalid, pointer_to
 
 __all__ = ["OPENAPI", "STALE_SECONDS", "ActEndpoint"]
 
@@ -79,6 +81,8 @@ class ActEndpoint:
         Raises:
             ApiError: before anything is sent; the gate writes it as a problem document.
         """
+        if scope["query_string"]:
+            check_parameters(QueryParams(scope["query_string"]), ())
         body = await _read(receive)
         began = time.perf_counter()
         request = await self._request(body)
@@ -87,9 +91,9 @@ class ActEndpoint:
         if loaded is None:
             loaded = await self._cache.find(scope["state"]["policy_id"], request.checkpoint)
         if len(body) <= INLINE_BYTES and rows * loaded.parameters <= INLINE_WORK:
-            answer = _answer(loaded, request)
+            answer = self._answer(loaded, request, body)
         else:
-            answer = await asyncio.to_thread(_answer, loaded, request)
+            answer = await asyncio.to_thread(self._answer, loaded, request, body)
         self._metrics.act_answered(rows, time.perf_counter() - began)
         length = str(len(answer)).encode()
         await send(
@@ -104,6 +108,14 @@ class ActEndpoint:
     async def stop(self) -> None:
         """Waits for what is still being read."""
         await self._cache.stop()
+
+    def _answer(self, loaded: Loaded, request: ActRequest, body: bytes) -> bytes:
+        batch = request.observations is not msgspec.UNSET
+        observations = _observations(loaded, request, batch)
+        # one number tells whether a large one may be among them: no square is larger than the sum of all
+        if np.vdot(observations, observations) >= _LARGE_SQUARE:
+            decode(body, self._max_depth)
+        return _written(loaded, request, observations, batch)
 
     async def _request(self, body: bytes) -> ActRequest:
         if len(body) <= INLINE_BYTES:
@@ -131,17 +143,23 @@ class ActEndpoint:
 async def _read(receive: Receive) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
     if not message.get("more_body", False):
         return body
     parts = [body]
     while message.get("more_body", False):
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
     return b"".join(parts)
 
 
 _decoder = msgspec.json.Decoder(ActRequest)
 _FIELD = re.compile(r"`\$\.(\w+)")
+_NAMES = tuple(f'"{name}"'.encode() for name in ActRequest.__struct_fields__)
+_LARGE_SQUARE = float(LARGEST_INTEGER + 1) ** 2
 _EXPECTED = {
     "observations": ("list_type", "Expected a list of observations."),
     "deterministic": ("bool_type", "Expected true or false."),
@@ -153,11 +171,15 @@ _EXPECTED = {
 def _decode(body: bytes, max_depth: int) -> ActRequest:
     """The request, checked as far as it can be without the policy."""
     try:
-        return _decoder.decode(body)
+        request = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
         # the reader that all other routes use takes longer, and says where and what is wrong
         value = decode(body, max_depth)
         raise _explain(value, error) from None
+    # msgspec keeps the last of repeated names; a body with two quotes has a single one
+    if body.count(b'"') > 2 and (b"\\" in body or any(body.count(name) > 1 for name in _NAMES)):
+        decode(body, max_depth)
+    return request
 
 
 def _explain(value: Any, error: Exception) -> InvalidRequest:
@@ -181,19 +203,24 @@ def _explain(value: Any, error: Exception) -> InvalidRequest:
 _encode = msgspec.json.Encoder().encode
 
 
-def _answer(loaded: Loaded, request: ActRequest) -> bytes:
-    """The whole answer as JSON; numbers that are not finite are null."""
-    batch = request.observations is not msgspec.UNSET
-    root = "/observations" if batch else "/observation"
+def _observations(loaded: Loaded, request: ActRequest, batch: bool) -> np.ndarray:
     try:
-        observations = loaded.policy.parse(request.observations if batch else request.observation, batch=batch)
+        return loaded.policy.parse(request.observations if batch else request.observation, batch=batch)
     except ObservationError as error:
-        raise invalid(root + error.pointer, error.code, error.message) from None
+        raise invalid(_root(batch) + error.pointer, error.code, error.message) from None
+
+
+def _root(batch: bool) -> str:
+    return "/observations" if batch else "/observation"
+
+
+def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, batch: bool) -> bytes:
+    """The whole answer as JSON; numbers that are not finite are null."""
     try:
         acted = loaded.policy.act(observations, seed=request.seed, deterministic=request.deterministic)
     except ObservationError as error:
         # here the pointer counts rows, of which a single observation is the only one
-        raise invalid(root + error.pointer if batch else root, error.code, error.message) from None
+        raise invalid(_root(batch) + (error.pointer if batch else ""), error.code, error.message) from None
     answer: dict[str, Any]
     if batch:
         answer = {"actions": acted.actions.tolist(), "log_probs": acted.log_probs.tolist()}

@@ -13,7 +13,7 @@ from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
 from server.checkpoints.schemas import Checkpoint
 from server.environments import store as environments
-from server.environments.routes import Allowed, facts_of_inline, referred
+from server.environments.routes import Allowed, known, stored
 from server.environments.schemas import CARTPOLE
 from server.idempotency import Reply
 from server.ids import PolicyId
@@ -57,25 +57,19 @@ def create_policy(
     creation: Creation,
 ) -> Response:
     """Draws a policy from a seed and keeps it as checkpoint 0; it can act at once."""
-    with database.read() as session:
-        facts = facts_of_inline(session, body.environment, allowed)
+    if (answered := creation.answered(database)) is not None:
+        return written(answered)
+    environment = known(database, body.environment, allowed)
     seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
+    maximum = settings.max_policy_parameters
+    try:
+        drawn = store.draw(body.policy, environment.spec, environment.facts, seed, max_parameters=maximum)
+    except SpecError as error:
+        raise error.under("/policy") from None
     with database.write() as session:
 
         def create() -> Reply:
-            environment = referred(session, body.environment, allowed, facts)
-            try:
-                row = store.create(
-                    session,
-                    environment,
-                    body.policy,
-                    seed,
-                    body.name,
-                    dict(body.metadata),
-                    max_parameters=settings.max_policy_parameters,
-                )
-            except SpecError as error:
-                raise error.under("/policy") from None
+            row = store.create(session, stored(session, environment), drawn, body.name, dict(body.metadata))
             answer = _body(session, row).model_dump(mode="json")
             return Reply(201, answer, {"location": f"/v1/policies/{row.id}"})
 

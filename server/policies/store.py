@@ -1,5 +1,7 @@
 """All there is to know about stored policies; their parameters are in their checkpoints."""
 
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -9,64 +11,93 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from pgengine.environments import EnvironmentFacts
-from pgengine.errors import SpecError
-from pgengine.policies import Policy as EnginePolicy
 from pgengine.policies import create_policy, load
-from pgengine.spec import LinearPolicySpec, MlpPolicySpec, PolicySpec
+from pgengine.policies.networks import MAX_PARAMETERS
+from pgengine.spec import EnvironmentSpec, LinearPolicySpec, MlpPolicySpec, PolicySpec
 from server.checkpoints import store as checkpoints
 from server.database import now
-from server.environments import store as environments
 from server.errors import InUse, NotFound
 from server.ids import new_id
 from server.pages import PageQuery, Slice, fetch
-from server.tables import Environment, Policy
+from server.tables import Policy
 
-__all__ = ["Policy", "check_fits", "create", "delete", "get", "list_", "spec_of"]
+__all__ = ["Drawn", "Policy", "check_fits", "create", "delete", "draw", "get", "list_", "spec_of"]
 
 _SPEC: TypeAdapter[LinearPolicySpec | MlpPolicySpec] = TypeAdapter(PolicySpec)
 
 
-def create(
-    session: Session,
-    environment: Environment,
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A new policy, ready to be stored.
+
+    Attributes:
+        spec: Network and distribution, all defaults written out.
+        seed: Its parameters were drawn from it.
+        policy_bytes: The policy, as `pgengine.load` reads it.
+        digest: SHA-256 of the bytes in hexadecimal.
+    """
+
+    spec: LinearPolicySpec | MlpPolicySpec
+    seed: int
+    policy_bytes: bytes = field(repr=False)
+    digest: str
+
+
+def draw(
     policy_spec: LinearPolicySpec | MlpPolicySpec,
+    environment: EnvironmentSpec,
+    facts: EnvironmentFacts,
     seed: int,
-    name: str | None = None,
-    metadata: dict[str, Any] | None = None,
     *,
-    max_parameters: int | None = None,
-) -> Policy:
-    """Draw a policy and keep it as checkpoint 0.
+    max_parameters: int = MAX_PARAMETERS,
+) -> Drawn:
+    """Draw a policy. A large one takes seconds, so it is done before the writing transaction and not in it.
 
     Args:
-        session: A writing transaction.
-        environment: What it will act in.
         policy_spec: Network and distribution.
+        environment: What it will act in.
+        facts: What is known of the environment.
         seed: Initial parameters are drawn from it.
-        name: For people.
-        metadata: For clients.
-        max_parameters: Most numbers in it; None is no bound.
+        max_parameters: Most numbers in it; a larger one is refused before any is drawn.
 
     Raises:
         SpecError: with a pointer from the root of the policy's spec.
     """
-    facts = environments.facts_of(environment)
-    drawn = create_policy(policy_spec, environments.spec_of(environment), facts, seed=seed)
-    _check_size(drawn, max_parameters)
+    policy = create_policy(policy_spec, environment, facts, seed=seed, max_parameters=max_parameters)
+    policy_bytes = policy.to_bytes()
+    return Drawn(policy.spec, seed, policy_bytes, sha256(policy_bytes).hexdigest())
+
+
+def create(
+    session: Session,
+    environment_id: str,
+    drawn: Drawn,
+    name: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Policy:
+    """Keep a policy, and its parameters as checkpoint 0.
+
+    Args:
+        session: A writing transaction.
+        environment_id: What it was drawn for.
+        drawn: The policy.
+        name: For people.
+        metadata: For clients.
+    """
     row = Policy(
         id=new_id("pol"),
         name=name,
         metadata_=metadata or {},
-        environment_id=environment.id,
+        environment_id=environment_id,
         spec=drawn.spec.model_dump(mode="json"),
-        seed=seed,
+        seed=drawn.seed,
         updates=0,
         created_at=now(),
     )
     session.add(row)
     session.flush()
     session.refresh(row)
-    checkpoints.put(session, row.id, 0, drawn.to_bytes())
+    checkpoints.put(session, row.id, 0, drawn.policy_bytes, digest=drawn.digest)
     return row
 
 
@@ -105,23 +136,17 @@ def delete(session: Session, policy_id: str) -> None:
     session.expunge(row)
 
 
-def check_fits(session: Session, row: Policy, facts: EnvironmentFacts) -> None:
-    """Whether a policy can act in an environment that may not be its own.
+def check_fits(session: Session, policy_id: str, facts: EnvironmentFacts) -> None:
+    """Whether a policy can act in an environment that may not be its own. Its spaces never change.
 
     Raises:
+        NotFound: if there is no such policy.
         SpecError: if a space differs.
     """
-    latest = checkpoints.latest(session, row.id)
+    latest = checkpoints.latest(session, policy_id)
     load(checkpoints.content(session, latest.id)).fits(facts)
 
 
 def spec_of(row: Policy) -> LinearPolicySpec | MlpPolicySpec:
     """Network and distribution, all defaults written out."""
     return _SPEC.validate_python(row.spec)
-
-
-def _check_size(drawn: EnginePolicy, max_parameters: int | None) -> None:
-    size = sum(array.size for array in drawn.parameters.values())
-    if max_parameters is not None and size > max_parameters:
-        message = f"Expected at most {max_parameters} parameters (PGENGINE_MAX_POLICY_PARAMETERS); these are {size}."
-        raise SpecError("", "policy_too_large", message)

@@ -80,7 +80,7 @@ def _warm(threads: int, modules: list[str]) -> None:
 
     torch.set_num_threads(threads)
     for module in modules:
-        importlib.import_module(module)
+        _import(module)
     bandit = TabularSpec(transitions=[[[1.0], [1.0]]], rewards=[[0.0, 1.0]], initial=[1.0], horizon=1)
     spec = TrainingSpec(
         environment=bandit,
@@ -90,6 +90,15 @@ def _warm(threads: int, modules: list[str]) -> None:
     )
     for update in pgengine.train(spec):
         update.state()
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    # it is the operator's code, and may fail in any way
+    except Exception as error:  # noqa: BLE001
+        log("module_not_imported", module=module, error=f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -46,9 +46,11 @@ MOVED = [0.5, 1.5, 0.0, -0.5]
 
 def made(database: Database, environment: GymnasiumSpec | TabularSpec, policy: Any) -> str:
     """A stored policy at update 0."""
+    with database.read() as session:
+        home = environments.described(session, environment, allowed=AllowList())
+    drawn = policies.draw(policy, home.spec, home.facts, seed=3)
     with database.write() as session:
-        home = environments.ensure(session, environment, allowed=AllowList())
-        return policies.create(session, home, policy, seed=3).id
+        return policies.create(session, environments.ensure(session, home)[0].id, drawn).id
 
 
 def put(database: Database, policy_id: str, updates: int, mean_return: float | None = None) -> str:
@@ -432,6 +434,11 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, 
         ({"observation": [0.0, 0.0, "1", 0.0]}, "/observation/2", "observation_kind"),
         ({"observation": [0.0, 0.0, 0.0, 1e300]}, "/observation", "observation_not_finite"),
         ({"observation": [0, 0, 0, 10**400]}, "/observation", "observation_not_finite"),
+        ({"observation": [2**53 + 1, 1, 2, 3]}, "/observation/0", "integer_too_large"),
+        ({"observations": [UPRIGHT, [0, 0, -(2**53), 0]]}, "/observations/1/2", "integer_too_large"),
+        (b'{"observation": [0, 0, 0, 0], "observation": [0, 0, 0, 1]}', "", "repeated_name"),
+        (b'{"observation": [0, 0, 0, 0], "observ\\u0061tion": [0, 0, 0, 1]}', "", "repeated_name"),
+        (b'{"seed": 1, "observation": [0, 0, 0, 0], "seed": 1}', "", "repeated_name"),
         ({"observations": [UPRIGHT, UPRIGHT, [0.0]]}, "/observations/2", "observation_shape"),
         ({"observations": [UPRIGHT, [0, 0, None, 0]]}, "/observations/1/2", "observation_kind"),
     ],
@@ -445,6 +452,16 @@ def test_bad_bodies_are_problems_that_name_the_field(
             found = problem["errors"][0]
             assert (found["pointer"], found["code"]) == (pointer, code), problem
             assert found["message"]
+
+    asyncio.run(run())
+
+
+def test_large_numbers_that_every_reader_keeps_are_taken(asked: tuple[Database, str]) -> None:
+    async def run() -> None:
+        async with asking(asked[0]) as client:
+            for large in (2**53 - 1, -(2**53 - 1), float(2**53), 1e17):
+                answer = await ask(client, asked[1], observation=[large, 0, 0, 0], checkpoint="latest")
+                assert answer["action"] in (0, 1)
 
     asyncio.run(run())
 

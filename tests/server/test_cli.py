@@ -112,6 +112,42 @@ def test_what_is_wrong_is_said_in_one_line(data_dir: Path, arguments: list[str],
     assert "geheim" not in result.output + result.stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate"])
+def test_a_file_that_is_no_database_is_named(data_dir: Path, tmp_path: Path, command: str) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database, but long enough to be looked at as one " * 20)
+    with _signals_as_they_were():
+        result = _run(command, "--database-url", f"sqlite:///{file}")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"{file} cannot be used: file is not a database\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "api", "worker"])
+@pytest.mark.parametrize("module", ["no_such_module", "no_such_package.module", "."])
+def test_a_module_that_is_missing_is_named(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, command: str, module: str
+) -> None:
+    _run("migrate")
+    monkeypatch.setenv("PGENGINE_ENVIRONMENT_MODULES", module)
+    with _signals_as_they_were():
+        result = _run(command)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: PGENGINE_ENVIRONMENT_MODULES: there is no module {module}\n"
+
+
+def test_a_module_that_fails_is_named(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_environments.py").write_text("raise ValueError('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PGENGINE_ENVIRONMENT_MODULES", "failing_environments")
+    _run("migrate")
+    with _signals_as_they_were():
+        result = _run("api")
+    assert result.exit_code == 2
+    message = "failing_environments cannot be imported: ValueError: no licence"
+    assert result.stderr == f"error: PGENGINE_ENVIRONMENT_MODULES: {message}\n"
+
+
 @contextlib.contextmanager
 def _signals_as_they_were() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

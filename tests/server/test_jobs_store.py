@@ -21,6 +21,7 @@ from server.pages import PageQuery
 from server.tables import Checkpoint, Environment, Event, Job, Metric, Policy
 
 LEASE = 30.0
+ENVIRONMENT = {"kind": "gymnasium", "id": "CartPole-v1"}
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def new_policy(database: Database) -> Callable[[], Policy]:
     """Makes policies, each in an environment of its own and with its checkpoint 0."""
 
     def make() -> Policy:
-        environment = Environment(id=new_id("env"), content_hash=new_id("env"), spec={}, facts={})
+        environment = Environment(id=new_id("env"), content_hash=new_id("env"), spec=ENVIRONMENT, facts={})
         policy = Policy(id=new_id("pol"), environment_id=environment.id, spec={}, seed=0)
         with database.write() as session:
             session.add(environment)
@@ -53,7 +54,7 @@ def new_job(database: Database, new_policy: Callable[[], Policy]) -> Callable[..
                 policy_id=policy.id,
                 environment_id=policy.environment_id,
                 start_updates=0,
-                spec={"seed": 7},
+                spec={"environment": ENVIRONMENT, "seed": 7},
                 label={"kind": "exact"},
                 **{"max_attempts": 3, **changes},
             )
@@ -146,7 +147,8 @@ def test_jobs_are_claimed_oldest_first(database: Database, new_job: Any) -> None
 def test_a_claim_has_all_that_is_needed_to_begin(database: Database, new_job: Any) -> None:
     job = new_job()
     claimed = claim(database, "host:1")
-    assert claimed == Claim(job.id, 1, 1, {"seed": 7}, 0, 0, b"policy 0", None)
+    assert claimed == Claim(job.id, 1, 1, {"seed": 7, "environment": ENVIRONMENT}, 0, 0, b"policy 0", None)
+    assert job_of(database, job.id).spec == {"seed": 7}, "the environment is kept once, in its own row"
     held = job_of(database, job.id)
     assert (held.status, held.worker) == ("running", "host:1")
     assert held.started_at is not None

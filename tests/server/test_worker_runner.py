@@ -1,5 +1,7 @@
 """What a running job says over its link, and how it follows commands."""
 
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -7,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 
@@ -194,3 +197,26 @@ def test_each_side_imports_only_what_is_its_own(module: str, absent: list[str]) 
     program = f"import sys, server.worker.{module}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_module_that_cannot_be_imported_ends_the_trainer_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "failing_environments.py").write_text("raise ValueError('no licence')")
+    ours, theirs = Pipe()
+    with ours, theirs:
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "server.worker.trainer", "--link", str(theirs.fileno()), "--threads", "1"),
+                *("--module", "failing_environments"),
+            ],
+            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == 1
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert [(line["event"], line["module"], line["error"]) for line in lines] == [
+        ("module_not_imported", "failing_environments", "ValueError: no licence")
+    ]

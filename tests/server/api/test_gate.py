@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import select
 
@@ -341,3 +342,47 @@ def test_every_response_carries_the_security_headers(api: Any) -> None:
         headers = api.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("name", ["idempotency-key", "x-idempotency-key"])
+def test_two_idempotency_keys_are_refused(api: Any, problem: Callable[..., Any], name: str) -> None:
+    given = {"host": "localhost", "authorization": f"Bearer {api.key}", "content-type": "application/json"}
+    headers = [*given.items(), (name, "one"), (name, "two")]
+    body = {"kind": "gymnasium", "id": "CartPole-v1"}
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api.app), base_url="http://localhost") as client:
+            return await client.post("/v1/environments", json=body, headers=headers)
+
+    response = asyncio.run(send())
+    assert name in problem(response, 422, "invalid_request")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/environments", f"/v1/policies/pol_{OBJECT}/act"])
+def test_a_client_that_goes_away_within_its_body_is_no_mistake(
+    api: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    headers = {"host": "localhost", "authorization": f"Bearer {api.key}", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()]
+        + [(b"content-length", b"1000")],
+    }
+    received = iter([{"type": "http.request", "body": b'{"kind"', "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(api.app(scope, receive, send))
+    assert sent == []
+    assert caplog.text == ""
+    assert f'method="POST",route="{path.replace(f"pol_{OBJECT}", "{policy_id}")}"' not in api.get("/metrics").text

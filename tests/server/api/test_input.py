@@ -424,6 +424,40 @@ def test_a_bad_query_of_metrics_is_refused(
     problem(api.get(f"/v1/training-jobs/job_{UNKNOWN}/metrics?{query}"), 422, "invalid_request", fault)
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/environment-types"),
+        ("GET", f"/v1/environments/env_{UNKNOWN}"),
+        ("DELETE", f"/v1/environments/env_{UNKNOWN}"),
+        ("POST", "/v1/environments"),
+        ("GET", f"/v1/policies/pol_{UNKNOWN}"),
+        ("GET", f"/v1/training-jobs/job_{UNKNOWN}"),
+        ("POST", f"/v1/training-jobs/job_{UNKNOWN}/cancel"),
+        ("GET", f"/v1/training-jobs/job_{UNKNOWN}/events"),
+        ("GET", f"/v1/training-jobs/job_{UNKNOWN}/metrics"),
+        ("GET", f"/v1/training-jobs/job_{UNKNOWN}/checkpoints"),
+        ("GET", f"/v1/checkpoints/ckpt_{UNKNOWN}/content"),
+    ],
+)
+def test_a_misspelt_parameter_is_refused_by_every_route(
+    api: Any, problem: Callable[..., Any], method: str, path: str
+) -> None:
+    faults = [("/limitt", "unknown_field"), ("/a~1b", "unknown_field")]
+    problem(api(method, f"{path}?limitt=1&limitt=2&a/b="), 422, "invalid_request", *faults)
+
+
+def test_what_a_route_reads_from_elsewhere_is_no_query_parameter(api: Any, problem: Callable[..., Any]) -> None:
+    path = f"/v1/training-jobs/job_{UNKNOWN}/metrics"
+    problem(api.get(f"{path}?accept=text/csv"), 422, "invalid_request", ("/accept", "unknown_field"))
+    problem(api.get(f"{path}?job_id=1"), 422, "invalid_request", ("/job_id", "unknown_field"))
+
+
+def test_act_takes_no_query_parameters(api: Any, problem: Callable[..., Any]) -> None:
+    path = f"/v1/policies/pol_{UNKNOWN}/act?deterministic=true"
+    problem(api.post(path, {"observation": 0}), 422, "invalid_request", ("/deterministic", "unknown_field"))
+
+
 # --- the reader by itself
 
 ANY_JSON = st.recursive(

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pgengine.spec import TrainingSpec
 from server.database import Database
-from server.jobs import store
+from server.jobs import history, store
 from server.jobs.reports import Measured, Outcome, Progress, Report, Snapshot
 from server.settings import Settings
 
@@ -28,6 +31,12 @@ RESULT = {
     "stopped_by": "target_return",
     "target_reached": True,
 }
+
+
+def measured_like_the_engine(update: int) -> Measured:
+    """An update with all metrics that the engine writes, among them one that stands in every row."""
+    values = {name: float(update) for name in history.METRICS} | {"env_steps": update * 10.0}
+    return Measured(update, update * 10, values)
 
 
 def worked(database: Database, outcome: Outcome | None = None) -> store.Claim:
@@ -134,6 +143,29 @@ def test_a_refused_job_leaves_nothing_behind(any_api: Any) -> None:
         assert any_api.get(path).json()["data"] == []
 
 
+@pytest.mark.parametrize("environment", [CARTPOLE, BANDIT], ids=["gymnasium", "tabular"])
+def test_a_claim_brings_the_environment_that_the_job_does_not_keep(any_api: Any, environment: dict[str, Any]) -> None:
+    environment_id = any_api.created("/v1/environments", environment)["id"]
+    published = any_api.get(f"/v1/environments/{environment_id}").json()["spec"]
+    job_id = any_api.created(JOBS, {"environment": environment_id})["id"]
+    with any_api.database.write() as session:
+        assert "environment" not in store.get(session, job_id).spec
+        claim = store.claim(session, "worker", 30.0)
+    assert claim is not None
+    assert claim.spec["environment"] == published
+    assert TrainingSpec.model_validate(claim.spec).model_dump(mode="json") == claim.spec
+
+
+def test_a_repeated_request_is_answered_after_its_environment_is_gone(any_api: Any) -> None:
+    environment = any_api.created("/v1/environments", CARTPOLE)
+    body, key = {"environment": environment["id"]}, {"Idempotency-Key": "one"}
+    policy = any_api.post("/v1/policies", body, headers=key)
+    any_api.delete(f"/v1/policies/{policy.json()['id']}")
+    any_api.delete(f"/v1/environments/{environment['id']}")
+    again = any_api.post("/v1/policies", body, headers=key)
+    assert (again.status_code, again.text) == (201, policy.text)
+
+
 def test_a_repeated_request_creates_one_job(any_api: Any) -> None:
     headers = {"idempotency-key": "once"}
     answers = [any_api.post(JOBS, {"environment": CARTPOLE}, headers=headers) for _ in range(2)]
@@ -233,6 +265,68 @@ def test_metrics_come_in_columns_rows_and_lines(any_api: Any, database: Database
     lines = any_api.get(path, headers={"accept": "application/x-ndjson"}).text.splitlines()
     assert json.loads(lines[1]).items() >= {"update": 2, "entropy": None, "nonfinite": ["entropy"]}.items()
     problem(any_api.get(path, headers={"accept": "image/png"}), 406, "not_acceptable")
+
+
+def test_what_stands_in_every_row_is_no_second_column(any_api: Any, database: Database) -> None:
+    job = any_api.created(JOBS, {"environment": CARTPOLE})
+    with database.write() as session:
+        claim = store.claim(session, "worker", 30.0)
+        assert claim is not None
+        measured = tuple(measured_like_the_engine(update) for update in (1, 2, 3))
+        store.report(session, claim.job_id, claim.token, Report(Progress(3, 30, 6, 0.5), measured))
+    path = f"{JOBS}/{job['id']}/metrics"
+    for query, names in (
+        ("", sorted(history.METRICS)),
+        ("?keys=update,env_steps,attempt", []),
+        ("?keys=env_steps, mean_return,mean_return", ["mean_return"]),
+    ):
+        body = any_api.get(path + query).json()
+        assert sorted(body["keys"]) == sorted(body["values"]) == names
+        assert (body["update"], body["env_steps"]) == ([1, 2, 3], [10, 20, 30])
+        header = any_api.get(path + query, headers={"accept": "text/csv"}).text.splitlines()[0].split(",")
+        assert (header[:3], sorted(header[3:])) == (["update", "env_steps", "attempt"], names)
+        lines = any_api.get(path + query, headers={"accept": "application/x-ndjson"}).text.splitlines()
+        pairs = json.loads(lines[1], object_pairs_hook=list)
+        assert pairs[:3] == [("update", 2), ("env_steps", 20), ("attempt", 1)]
+        assert sorted(name for name, _ in pairs[3:]) == sorted([*names, "nonfinite"])
+
+
+def test_a_misspelt_metric_is_refused_with_those_that_there_are(
+    any_api: Any, database: Database, problem: Callable[..., Any]
+) -> None:
+    job = any_api.created(JOBS, {"environment": CARTPOLE})
+    path = f"{JOBS}/{job['id']}/metrics"
+    fault = ("/keys", "unknown_metric")
+    # nothing is measured yet, but it is known what will be
+    assert any_api.get(f"{path}?keys=mean_return,episodes").json()["values"] == {"mean_return": [], "episodes": []}
+    body = problem(any_api.get(f"{path}?keys=mean_return,mean_retrun"), 422, "invalid_request", fault)
+    assert "gradient_norm" in body["errors"][0]["message"]
+    worked(database)
+    body = problem(any_api.get(f"{path}?keys=mean_retrun"), 422, "invalid_request", fault)
+    assert "mean_return, entropy" in body["errors"][0]["message"]
+    assert "retrun" not in json.dumps(body)
+    problem(any_api.get(f"{path}?keys=mean_retrun&from_update=1000"), 422, "invalid_request", fault)
+
+
+def test_the_metrics_that_can_be_asked_for_are_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "engine" / "metrics.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert documented == {*history.METRICS, "env_steps"}
+
+
+@pytest.mark.parametrize("max_points", [2, 3, 7, 21, 22, 100, 199, 200])
+def test_the_most_points_are_never_exceeded(api: Any, max_points: int) -> None:
+    job = api.created(JOBS, {"environment": CARTPOLE})
+    with api.database.write() as session:
+        claim = store.claim(session, "worker", 30.0)
+        assert claim is not None
+        measured = tuple(measured_like_the_engine(update) for update in range(1, 201))
+        store.report(session, claim.job_id, claim.token, Report(Progress(200, 2000, 6, 0.5), measured))
+    for query in ("", "&keys=mean_return", "&keys=update"):
+        body = api.get(f"{JOBS}/{job['id']}/metrics?max_points={max_points}{query}").json()
+        updates = body["update"]
+        assert 2 <= len(updates) == len(set(updates)) <= max_points
+        assert (updates[0], updates[-1], body["recorded"]) == (1, 200, 200)
 
 
 def test_an_expired_lease_is_ended_by_the_api_process(sqlite_database: Database, serve: Callable[..., Any]) -> None:

@@ -71,6 +71,15 @@ def test_the_operator_adds_environments(
         problem(api.post("/v1/environments", body), 422, "invalid_request", ("/id", "environment_not_found"))
 
 
+def test_an_id_that_names_nothing_is_told_to_the_operator_at_the_start(
+    sqlite_database: Database, serve: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(Settings(environments=["Nope-v9", "CartPole-v0"]), sqlite_database):
+        warnings = [record.getMessage() for record in caplog.records if record.name == "server.environments.types"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("Nope-v9 cannot be used: ")
+
+
 # --- environments
 
 
