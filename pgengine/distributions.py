@@ -115,8 +115,11 @@ class Softmax:
         The last boundary is left out of the comparison and the others are scaled by the sum, so that rounding never
         gives an action that does not exist.
         """
-        shifted = (outputs - outputs.max(axis=-1, keepdims=True)).astype(np.float64)
-        cdf = np.exp(shifted).cumsum(axis=-1)
+        return self.draw(np.exp(outputs - outputs.max(axis=-1, keepdims=True)), noise)
+
+    def draw(self, weights: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Indices of actions drawn in proportion to weights [N, A] that need not sum to 1."""
+        cdf = weights.cumsum(axis=-1, dtype=np.float64)
         indices: np.ndarray = (cdf[:, :-1] <= noise[:, None] * cdf[:, -1:]).sum(axis=-1)
         return indices
 

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 MAX_OBSERVATION_SIZE = 65_536
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 class DiscreteSpace(Spec):
@@ -154,6 +155,8 @@ def parse_observations(space: DiscreteSpace | BoxSpace, values: list[Any]) -> np
     shape = tuple(space.shape)
     for row, value in enumerate(values):
         _check_numbers(value, shape, f"/{row}", shape)
+    if len(values) == 1 and len(shape) == 1 and min(values[0]) >= -LARGEST_FLOAT and max(values[0]) <= LARGEST_FLOAT:
+        return np.array(values, dtype=np.float32)  # the common case; what follows takes longer than all else
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=np.float32)

@@ -44,13 +44,13 @@ def padded(rows: np.ndarray) -> np.ndarray:
 
 
 def blocks(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, …] as [blocks, PAD, …], the last block filled up with zeros.
+    """Rows [N, …] as [blocks, PAD, …], the last block filled up with zeros; a single block as [PAD, …].
 
     A matrix product chooses its method, and with it the last bits, by the number of rows. Taken block by block it
     always has the same number, so a row's bits do not depend on how many neighbours it has.
     """
     full = padded(rows)
-    return full.reshape(-1, PAD, *full.shape[1:])
+    return full if len(full) == PAD else full.reshape(-1, PAD, *full.shape[1:])
 
 
 def rows_are_independent() -> bool:
@@ -63,7 +63,7 @@ def rows_are_independent() -> bool:
         weight = noise.matrix("probe", 0, (inputs, outputs)).astype(np.float32)
         rows = noise.matrix("probe", 1, (4096, inputs)).astype(np.float32)
         among = (blocks(rows) @ weight).reshape(-1, outputs)
-        if any(not np.array_equal((blocks(rows[n : n + 1]) @ weight)[0, 0], among[n]) for n in range(0, 4096, 97)):
+        if any(not np.array_equal((blocks(rows[n : n + 1]) @ weight)[0], among[n]) for n in range(0, 4096, 97)):
             return False
     return True
 
@@ -194,6 +194,7 @@ class Mlp:
         inputs = space.n if isinstance(space, DiscreteSpace) else space.size
         self._sizes = [inputs, *spec.hidden, width]
         self._activation = spec.activation
+        self._layers = [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(self._sizes) - 1)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [inputs, outputs] and a bias [outputs] for each layer."""
@@ -228,8 +229,8 @@ class Mlp:
         xp = namespace(encoded)
         x = encoded
         last = len(self._sizes) - 2
-        for layer in range(last + 1):
-            x = x @ parameters[f"layers.{layer}.weight"] + parameters[f"layers.{layer}.bias"]
+        for layer, (weight, bias) in enumerate(self._layers):
+            x = x @ parameters[weight] + parameters[bias]
             if layer < last:
                 x = xp.tanh(x) if self._activation == "tanh" else xp.where(x <= 0, xp.zeros_like(x), x)  # NaN stays NaN
         return x

@@ -42,7 +42,7 @@ PROBES = 8  # observations whose outputs are kept beside the weights and checked
 PROBE_TOLERANCE = 1e-4  # between machines; on the same machine they agree to the bit
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Acted:
     """What a policy did with N observations.
 
@@ -172,20 +172,17 @@ class Policy:
         """
         d = self.distribution
         outputs = self.outputs(observations)
-        if not np.isfinite(outputs).all():
-            row = int(np.flatnonzero(~np.isfinite(outputs).all(axis=1))[0])
-            raise ObservationError(
-                f"/{row}", "observation_too_large", "the policy's outputs overflow for these numbers"
-            )
-        if deterministic:
-            samples = d.mode(outputs)
-        else:
-            samples = d.sample(self.parameters, outputs, _acting_noise(seed, len(observations), d.noise_width))
+        if not math.isfinite(np.add.reduce(outputs, axis=None)):  # one number tells; which row is asked later
+            _refuse_overflow(outputs)
+        noise = None if deterministic else _acting_noise(seed, len(observations), d.noise_width)
         if isinstance(d, Softmax):
-            # one table gives both: at one row, operations cost more than numbers
+            # one table gives all: at one row, operations cost more than numbers
             table = d.log_probabilities(outputs)
+            probabilities = np.exp(table)
+            samples = d.mode(outputs) if noise is None else d.draw(probabilities, noise)
             log_probs = table[np.arange(len(table)), samples]
-            return Acted(d.action(samples), samples, log_probs, np.exp(table), None, None)
+            return Acted(d.action(samples), samples, log_probs, probabilities, None, None)
+        samples = d.mode(outputs) if noise is None else d.sample(self.parameters, outputs, noise)
         log_probs = d.log_prob(self.parameters, outputs, samples)
         sigma = np.exp(d.log_sigma(self.parameters, outputs))
         return Acted(d.action(samples), samples, log_probs, None, outputs, sigma)
@@ -234,6 +231,11 @@ class Policy:
 
 _fresh = np.random.default_rng()
 """Seeded by the operating system, for draws that nobody wants to repeat; an address for each would take longer."""
+
+
+def _refuse_overflow(outputs: np.ndarray) -> None:
+    for row in np.flatnonzero(~np.isfinite(outputs).all(axis=1)):
+        raise ObservationError(f"/{row}", "observation_too_large", "the policy's outputs overflow for these numbers")
 
 
 def _acting_noise(seed: int | None, N: int, width: int | None) -> np.ndarray:
