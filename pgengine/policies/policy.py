@@ -172,8 +172,11 @@ class Policy:
         """
         d = self.distribution
         outputs = self.outputs(observations)
-        if not math.isfinite(np.add.reduce(outputs, axis=None)):  # one number tells; which row is asked later
-            _refuse_overflow(outputs)
+        if not np.isfinite(outputs).all():
+            row = int(np.flatnonzero(~np.isfinite(outputs).all(axis=1))[0])
+            raise ObservationError(
+                f"/{row}", "observation_too_large", "the policy's outputs overflow for these numbers"
+            )
         noise = None if deterministic else _acting_noise(seed, len(observations), d.noise_width)
         if isinstance(d, Softmax):
             # one table gives all: at one row, operations cost more than numbers
@@ -231,11 +234,6 @@ class Policy:
 
 _fresh = np.random.default_rng()
 """Seeded by the operating system, for draws that nobody wants to repeat; an address for each would take longer."""
-
-
-def _refuse_overflow(outputs: np.ndarray) -> None:
-    for row in np.flatnonzero(~np.isfinite(outputs).all(axis=1)):
-        raise ObservationError(f"/{row}", "observation_too_large", "the policy's outputs overflow for these numbers")
 
 
 def _acting_noise(seed: int | None, N: int, width: int | None) -> np.ndarray:
