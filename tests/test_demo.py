@@ -17,9 +17,6 @@ import pytest
 from server.demo import BY_HAND, SERVE
 from server.terminal import learning_curve
 
-# real programs, one after the other: each of them loads both cores
-pytestmark = pytest.mark.xdist_group("programs")
-
 slow = pytest.mark.slow
 
 

@@ -18,9 +18,6 @@ import pytest
 
 from server.demo import BY_HAND, SERVE
 
-# real programs, one after the other: each of them loads both cores
-pytestmark = pytest.mark.xdist_group("programs")
-
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text()
 

@@ -18,9 +18,6 @@ from server.cli import program
 from server.database import Database
 from server.keys import store
 
-# real programs, one after the other: each of them loads both cores
-pytestmark = pytest.mark.xdist_group("programs")
-
 HEADERS = {"content-type": "application/json"}
 
 

@@ -20,9 +20,6 @@ import pytest
 import yaml
 from sqlalchemy import URL, create_engine, make_url, text
 
-# real programs, one after the other: each of them loads both cores
-pytestmark = pytest.mark.xdist_group("programs")
-
 ROOT = Path(__file__).parents[2]
 SECRETS = {"POSTGRES_PASSWORD": "0123456789abcdef", "PGENGINE_API_KEY": "a secret of the operator"}
 

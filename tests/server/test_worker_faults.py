@@ -34,8 +34,7 @@ from server.jobs import history, store
 from server.tables import TERMINAL_STATUSES, Environment, Job, Policy
 from server.worker.stop import EXIT_WITH_STDIN
 
-# one after the other: each of them loads both cores, and some promise seconds
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("programs")]
+pytestmark = pytest.mark.slow
 
 CHECKPOINT_SECONDS = 0.3
 START_SECONDS = 60.0
