@@ -14,7 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pgengine.environments import EnvironmentFacts, EpisodeEnvironment, Step, TabularMDP, describe, open_environment
+    from pgengine.checking import GradientCheck, check_gradient
+    from pgengine.environments import (
+        EnvironmentFacts,
+        EpisodeEnvironment,
+        Lqr,
+        Step,
+        TabularMDP,
+        describe,
+        open_environment,
+        read_table,
+    )
     from pgengine.errors import (
         CheckpointError,
         DivergedError,
@@ -25,20 +35,40 @@ if TYPE_CHECKING:
         SpecError,
     )
     from pgengine.evaluation import Evaluation, evaluate
+    from pgengine.exact import (
+        best_stationary,
+        exact_gradient,
+        exact_return,
+        exact_values,
+        optimal_plan,
+        optimal_values,
+    )
+    from pgengine.explaining import Explanation, explain
     from pgengine.labels import Label, label
     from pgengine.policies import Acted, Policy, create_policy, load
     from pgengine.resolution import resolve
+    from pgengine.score_function import (
+        GradientEstimate,
+        pathwise_gradient,
+        score_function_gradient,
+        score_function_surrogate,
+    )
     from pgengine.spec import (
         AlgorithmSpec,
         EvaluationSpec,
+        GradientCheckSpec,
         GymnasiumSpec,
         LinearPolicySpec,
+        LqrSpec,
         MlpPolicySpec,
+        ScorePolicySpec,
         StopSpec,
         TabularSpec,
         TrainingSpec,
+        TransformerPolicySpec,
     )
-    from pgengine.training import Progress, Update, runtime_fingerprint, train
+    from pgengine.states import Progress
+    from pgengine.training import Update, runtime_fingerprint, train
 
 _HOME = {
     "Acted": "policies",
@@ -50,14 +80,21 @@ _HOME = {
     "EpisodeEnvironment": "environments",
     "Evaluation": "evaluation",
     "EvaluationSpec": "spec",
+    "Explanation": "explaining",
+    "GradientCheck": "checking",
+    "GradientCheckSpec": "spec",
+    "GradientEstimate": "score_function",
     "GymnasiumSpec": "spec",
     "Label": "labels",
     "LinearPolicySpec": "spec",
+    "Lqr": "environments",
+    "LqrSpec": "spec",
     "MlpPolicySpec": "spec",
     "ObservationError": "errors",
     "PgengineError": "errors",
     "Policy": "policies",
-    "Progress": "training",
+    "Progress": "states",
+    "ScorePolicySpec": "spec",
     "ShapeMismatch": "errors",
     "SpecError": "errors",
     "Step": "environments",
@@ -65,15 +102,28 @@ _HOME = {
     "TabularMDP": "environments",
     "TabularSpec": "spec",
     "TrainingSpec": "spec",
+    "TransformerPolicySpec": "spec",
     "Update": "training",
+    "best_stationary": "exact",
+    "check_gradient": "checking",
     "create_policy": "policies",
     "describe": "environments",
     "evaluate": "evaluation",
+    "exact_gradient": "exact",
+    "exact_return": "exact",
+    "exact_values": "exact",
+    "explain": "explaining",
     "label": "labels",
     "load": "policies",
     "open_environment": "environments",
+    "optimal_plan": "exact",
+    "optimal_values": "exact",
+    "pathwise_gradient": "score_function",
+    "read_table": "environments",
     "resolve": "resolution",
     "runtime_fingerprint": "training",
+    "score_function_gradient": "score_function",
+    "score_function_surrogate": "score_function",
     "train": "training",
 }
 
@@ -87,14 +137,21 @@ __all__ = [
     "EpisodeEnvironment",
     "Evaluation",
     "EvaluationSpec",
+    "Explanation",
+    "GradientCheck",
+    "GradientCheckSpec",
+    "GradientEstimate",
     "GymnasiumSpec",
     "Label",
     "LinearPolicySpec",
+    "Lqr",
+    "LqrSpec",
     "MlpPolicySpec",
     "ObservationError",
     "PgengineError",
     "Policy",
     "Progress",
+    "ScorePolicySpec",
     "ShapeMismatch",
     "SpecError",
     "Step",
@@ -102,15 +159,28 @@ __all__ = [
     "TabularMDP",
     "TabularSpec",
     "TrainingSpec",
+    "TransformerPolicySpec",
     "Update",
+    "best_stationary",
+    "check_gradient",
     "create_policy",
     "describe",
     "evaluate",
+    "exact_gradient",
+    "exact_return",
+    "exact_values",
+    "explain",
     "label",
     "load",
     "open_environment",
+    "optimal_plan",
+    "optimal_values",
+    "pathwise_gradient",
+    "read_table",
     "resolve",
     "runtime_fingerprint",
+    "score_function_gradient",
+    "score_function_surrogate",
     "train",
 ]
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import SpecError
-from pgengine.noise import Domain, Noise
+from pgengine.noise import Noise
 from pgengine.policies import Policy
 from pgengine.rollout import rollout
 from pgengine.spec import LARGEST_INTEGER, EnvironmentSpec, Spec
@@ -48,6 +48,7 @@ def evaluate(
     episodes: int = 100,
     seed: int = 0,
     deterministic_episodes: int = 20,
+    survival: float = 1.0,
 ) -> Evaluation:
     """Plays fresh episodes and takes their mean return.
 
@@ -57,6 +58,8 @@ def evaluate(
         episodes: How many, at least 2.
         seed: Of the run whose policy this is, or any other; training and evaluation never share a random number.
         deterministic_episodes: How many other episodes for the mode; 0 for none.
+        survival: Probability that an episode goes on after a step: `algorithm.survival` of the run, which is gamma
+            where the discount is a termination, so that the mean return is the discounted one.
 
     Raises:
         SpecError: if the environment cannot be made or the policy does not fit it.
@@ -76,6 +79,7 @@ def evaluate(
             seed=seed,
             domain="evaluation",
             deterministic_episodes=deterministic_episodes,
+            survival=survival,
         )
     finally:
         if isinstance(environment, Spec):
@@ -90,12 +94,15 @@ def evaluate_in(
     seed: int,
     domain: Literal["selection", "evaluation"],
     deterministic_episodes: int,
+    survival: float = 1.0,
 ) -> Evaluation:
     """The same in an environment that is open already, at an address of one's own."""
-    returns, lengths = _play(environment, policy, seed, domain, episodes, deterministic=False)
+    returns, lengths = _play(environment, policy, Noise(seed, domain, policy.updates), episodes, survival)
     mode: float | None = None
     if deterministic_episodes:
-        mode = float(_play(environment, policy, seed, "mode", deterministic_episodes, deterministic=True)[0].mean())
+        noise = Noise(seed, "mode", policy.updates)
+        played, _ = _play(environment, policy, noise, deterministic_episodes, survival, deterministic=True)
+        mode = float(played.mean())
     return Evaluation(
         mean_return=float(returns.mean()),
         confidence_interval=list(_interval(returns)),
@@ -107,13 +114,18 @@ def evaluate_in(
 
 
 def _play(
-    environment: EpisodeEnvironment, policy: Policy, seed: int, domain: Domain, episodes: int, *, deterministic: bool
+    environment: EpisodeEnvironment,
+    policy: Policy,
+    noise: Noise,
+    episodes: int,
+    survival: float,
+    *,
+    deterministic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    noise = Noise(seed, domain, policy.updates)
     returns, lengths = [], []
     for first in range(0, episodes, WAVE):
         count = min(WAVE, episodes - first)
-        batch = rollout(policy, environment, noise, count, first=first, deterministic=deterministic)
+        batch = rollout(policy, environment, noise, count, first=first, survival=survival, deterministic=deterministic)
         returns.append(batch.returns)
         lengths.append(batch.lengths)
     return np.concatenate(returns), np.concatenate(lengths)

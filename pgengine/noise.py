@@ -20,13 +20,21 @@ NOISE_VERSION = 1
 CHUNK = 64
 """Time steps for which noise is made at once."""
 
-Domain = Literal["training", "selection", "evaluation", "mode", "acting"]
+Domain = Literal["training", "selection", "evaluation", "mode", "acting", "checking"]
 """Which part of a run the numbers belong to; no two parts ever share one."""
 
-Purpose = Literal["parameters", "begin", "action", "transition", "probe"]
+Purpose = Literal["parameters", "begin", "action", "transition", "probe", "survival", "value"]
 
-_DOMAINS: dict[str, int] = {"training": 0, "selection": 1, "evaluation": 2, "mode": 3, "acting": 4}
-_PURPOSES: dict[str, int] = {"parameters": 0, "begin": 1, "action": 2, "transition": 3, "probe": 4}
+_DOMAINS: dict[str, int] = {"training": 0, "selection": 1, "evaluation": 2, "mode": 3, "acting": 4, "checking": 5}
+_PURPOSES: dict[str, int] = {
+    "parameters": 0,
+    "begin": 1,
+    "action": 2,
+    "transition": 3,
+    "probe": 4,
+    "survival": 5,
+    "value": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Noise:
     def uniform(self, purpose: Purpose, chunk: int, episodes: int) -> Float[np.ndarray, "K C"]:
         """Numbers in [0, 1) for the time steps of a chunk."""
         return self._generator(purpose, chunk).random((episodes, CHUNK))
+
+    def uniforms(self, purpose: Purpose, chunk: int, episodes: int, width: int) -> Float[np.ndarray, "K C D"]:
+        """Vectors of numbers in [0, 1) for the time steps of a chunk."""
+        return self._generator(purpose, chunk).random((episodes, CHUNK, width))
 
     def normal(self, purpose: Purpose, chunk: int, episodes: int, width: int) -> Float[np.ndarray, "K C D"]:
         """Standard normal vectors for the time steps of a chunk."""

@@ -23,7 +23,7 @@ class Batch:
     """K complete trajectories as flat rows in episode order.
 
     Attributes:
-        observations: [B, …] before each action.
+        observations: [B, …] before each action; a policy with memory sees windows of them.
         samples: [B, …] raw draws of the policy.
         actions: [B, …] as the environment got them.
         log_probs: [B] of the samples under the policy that drew them.
@@ -54,6 +54,21 @@ class Batch:
         """Environment steps of each episode."""
         return np.diff(self.offsets)
 
+    def episodes(self, first: int, last: int) -> "Batch":
+        """The trajectories first, …, last - 1 as a batch of their own; views, not copies."""
+        rows, whole = slice(self.offsets[first], self.offsets[last]), slice(first, last)
+        return Batch(
+            self.observations[rows],
+            self.samples[rows],
+            self.actions[rows],
+            self.log_probs[rows],
+            self.rewards[rows],
+            self.offsets[first : last + 1] - self.offsets[first],
+            self.terminated[whole],
+            self.truncated[whole],
+            self.final_observations[whole],
+        )
+
 
 def rollout(
     policy: Policy,
@@ -62,6 +77,7 @@ def rollout(
     episodes: int,
     *,
     first: int = 0,
+    survival: float = 1.0,
     deterministic: bool = False,
 ) -> Batch:
     """Plays the episodes first, first + 1, …, first + episodes - 1 of an address.
@@ -72,6 +88,8 @@ def rollout(
         noise: Address of every random number; an episode depends on it and on its own number alone.
         episodes: How many.
         first: Number of the first one.
+        survival: Probability that an episode goes on after a step, beside what the environment says; gamma where the
+            discount is a termination.
         deterministic: The mode instead of draws.
 
     Raises:
@@ -85,13 +103,16 @@ def rollout(
     terminated, truncated = np.zeros((2, episodes), dtype=bool)
     observations = environment.begin(noise.words("begin", last)[first:])
     final = np.empty_like(observations)
+    seen = policy.begin_windows(observations)
     time = 0
     while len(lanes):
         column = time % CHUNK
         if column == 0:
             action_noise = _action_noise(noise, time // CHUNK, last, None if deterministic else d)
-            step_noise = noise.uniform("transition", time // CHUNK, last) if environment.takes_noise else None
-        outputs = policy.outputs(observations)
+            width = environment.uniforms
+            step_noise = noise.uniforms("transition", time // CHUNK, last, width) if width else None
+            end_noise = noise.uniform("survival", time // CHUNK, last) if survival < 1.0 else None
+        outputs = policy.outputs(seen)
         samples = (
             d.mode(outputs)
             if action_noise is None
@@ -102,15 +123,19 @@ def rollout(
         actions = d.action(samples)
         step = environment.step(actions, None if step_noise is None else step_noise[lanes, column])
         rows.append((lanes, observations, samples, actions, outputs, step.rewards))
-        ended = step.terminated | step.truncated
+        died = step.terminated
+        if end_noise is not None:
+            died = died | (end_noise[lanes, column] >= survival)
+        ended = died | step.truncated
         observations = step.observations
         if ended.any():
             at = lanes[ended] - first
-            terminated[at], truncated[at] = step.terminated[ended], step.truncated[ended]
+            terminated[at], truncated[at] = died[ended], (step.truncated & ~died)[ended]
             final[at] = observations[ended]
             live = ~ended
             environment.keep(live)
-            lanes, observations = lanes[live], observations[live]
+            lanes, observations, seen = lanes[live], observations[live], seen[live]
+        seen = policy.next_windows(seen, observations)
         time += 1
     lanes, *columns = (np.concatenate(column) for column in zip(*rows, strict=True))
     order = np.argsort(lanes, kind="stable")  # from order of time to order of episode
@@ -130,6 +155,9 @@ def _diverged(noise: Noise) -> DivergedError:
 def _action_noise(noise: Noise, chunk: int, episodes: int, distribution: Distribution | None) -> np.ndarray | None:
     if distribution is None:
         return None
-    if distribution.noise_width is None:
+    width = distribution.noise_width
+    if distribution.noise_kind == "normal":
+        return noise.normal("action", chunk, episodes, width or 1)
+    if width is None:
         return noise.uniform("action", chunk, episodes)
-    return noise.normal("action", chunk, episodes, distribution.noise_width)
+    return noise.uniforms("action", chunk, episodes, width)

@@ -4,80 +4,69 @@
         update.metrics, update.policy, update.state()
 
 A generator without callbacks, loggers or stop tokens: whoever iterates decides what to keep and when to stop. An
-update is a pure function of (parameters, optimizer state, seed, update number), so a run that is stopped anywhere and
-resumed from a state ends with the bits of an uninterrupted one (same machine, device and number of threads).
+update is a pure function of (parameters, optimizer, baseline, normaliser, retained trajectories, seed, update number),
+so a run that is stopped anywhere and resumed from a state ends with the bits of an uninterrupted one (same machine,
+device and number of threads).
 
 Acting is done in numpy, learning in torch; on the CPU both see the same memory.
 
 Source: Sun, Policy Gradient Algorithm (sample K trajectories, form the stochastic gradient, ascend); Lin, update
-after a sequence of N trajectories.
+after a sequence of N trajectories; Bereyhi, chapter 5, PG_v1 and REINFORCE (`within_episode: moving`).
 """
 
-import hashlib
-import json
 import math
 import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
-from pydantic import Field
 
+from pgengine.diagnostics import exact_figures, gradient_figures, return_figures, saturated_fraction
+from pgengine.distributions import DiagonalGaussian
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import CheckpointError, DivergedError, SpecError
-from pgengine.estimators import step_weights
+from pgengine.estimation import Estimator, Weighed, gradients
 from pgengine.evaluation import Evaluation, evaluate_in, lower_bound
 from pgengine.noise import NOISE_VERSION, Noise
-from pgengine.policies import Policy, create_policy, load
+from pgengine.optimizers import (
+    learning_rate,
+    open_optimizer,
+    optimizer_arrays,
+    restore_optimizer,
+    set_learning_rate,
+)
+from pgengine.policies import Policy, create_policy
 from pgengine.policies.networks import rows_are_independent
-from pgengine.resolution import resolve
+from pgengine.resolution import check_ratio_variance, resolve
 from pgengine.rollout import Batch, rollout
-from pgengine.spec import AdaGradSpec, AdamSpec, SgdSpec, Spec, TrainingSpec
+from pgengine.spec import MixtureBehaviourSpec, OlderBehaviourSpec, PolicyBehaviourSpec, TrainingSpec
+from pgengine.states import Progress, RunState, StoppedBy, spec_hash
 
-__all__ = ["Progress", "Update", "runtime_fingerprint", "train"]
+__all__ = ["StepRecord", "Update", "runtime_fingerprint", "train"]
 
-ROWS_AT_ONCE = 8192  # activations of so many rows stay in cache
 SELECTION_PAUSE = 5  # updates after a selection evaluation that missed the target
 SELECTION_EPISODES = 30  # the least on which a target is proven: fewer can be all alike by chance
 SELECTION_ERROR = 0.05  # odds, over all attempts of a run, of stopping below the target
 
-StoppedBy = Literal["target_return", "updates", "env_steps", "seconds"]
 
+@dataclass(frozen=True)
+class StepRecord:
+    """What the last step was made from.
 
-class Progress(Spec):
-    """How far a run has come."""
+    Attributes:
+        batch: The trajectories.
+        weighed: The weights of their steps.
+        before: The policy before the step.
+        learning_rate: Step size of the optimizer.
+    """
 
-    updates: int = 0
-    """Updates of this run."""
-    env_steps: int = 0
-    """Environment steps of training."""
-    episodes: int = 0
-    """Training episodes."""
-    seconds: float = 0.0
-    """Seconds of training, without the time between a crash and its resumption."""
-    fraction: float = 0.0
-    """Share of the nearest limit that has been used, from 0 to 1; reaching the target return ends it earlier."""
-
-
-class _RunState(Spec):
-    """What stands beside the arrays of a state."""
-
-    format: Literal["pgengine-state"] = "pgengine-state"
-    version: Literal[1] = 1
-    noise_version: int = NOISE_VERSION
-    policy_bytes: int = Field(ge=0)
-    progress: Progress
-    metrics: dict[str, float | None]
-    evaluation: Evaluation | None
-    selected_at: int | None
-    selections: int = Field(ge=0)
-    spec_hash: str
-    stopped_by: StoppedBy | None
+    batch: Batch
+    weighed: Weighed
+    before: Policy
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +90,15 @@ class Update:
     stopped_by: StoppedBy | None
     _run: "_Run"
 
+    @property
+    def record(self) -> StepRecord:
+        """What this update's step was made from; of a finished run that was resumed there is none.
+
+        Raises:
+            RuntimeError: if the run has gone on already, or has made no step yet.
+        """
+        return self._run.record_of(self)
+
     def state(self) -> bytes:
         """Bytes from which `train(…, resume_from=…)` goes on to the bit.
 
@@ -115,6 +113,7 @@ def train(
     *,
     environment: EpisodeEnvironment | None = None,
     policy: Policy | None = None,
+    behaviour: Policy | None = None,
     resume_from: bytes | None = None,
 ) -> Iterator[Update]:
     """Trains a policy by policy gradient.
@@ -123,6 +122,7 @@ def train(
         spec: Environment, policy, algorithm, limits and seed; see `pgengine.TrainingSpec`.
         environment: One of your own, in the place of the one that the spec names; it is left open.
         policy: What to start from; its updates are counted on. Default: made from the spec and its seed.
+        behaviour: Who acts, where `algorithm.importance.behaviour` is of kind `policy`.
         resume_from: An earlier `Update.state()` of the same spec. A finished run gives its last update again.
 
     Yields:
@@ -136,7 +136,7 @@ def train(
     """
     opened = environment or open_environment(spec.environment)
     try:
-        run = _Run(resolve(spec, opened.facts), opened, policy, resume_from)
+        run = _Run(resolve(spec, opened.facts), opened, policy, behaviour, resume_from)
         yield from run.updates()
     finally:
         if environment is None:
@@ -158,33 +158,50 @@ def runtime_fingerprint() -> dict[str, str | int]:
 
 
 class _Run:
-    """State of a run between two updates: parameters, optimizer, counters."""
+    """State of a run between two updates: parameters, optimizer, baseline, counters, trajectories to use again."""
 
     def __init__(
-        self, spec: TrainingSpec, environment: EpisodeEnvironment, policy: Policy | None, resume_from: bytes | None
+        self,
+        spec: TrainingSpec,
+        environment: EpisodeEnvironment,
+        policy: Policy | None,
+        behaviour: Policy | None,
+        resume_from: bytes | None,
     ) -> None:
         self.spec = spec
+        self.algorithm = spec.algorithm
         self.environment = environment
         self.device = _device(spec.device)
-        self.progress = Progress()
-        self.selected_at: int | None = None
-        self.selections = 0
-        self._whole = True  # not in the middle of a step
-        self.last: _RunState | None = None
-        optimizer_state: dict[str, torch.Tensor] = {}
-        if resume_from is not None:
-            policy, self.last, optimizer_state = _read_state(resume_from)
-            self.progress, self.selected_at = self.last.progress, self.last.selected_at
-            self.selections = self.last.selections
-            if self.last.spec_hash != _hash(spec):
-                raise CheckpointError("the state belongs to a run with another spec; only stop may differ")
-        start = policy or create_policy(spec.policy, spec.environment, environment.facts, seed=spec.seed)
+        self.last = None if resume_from is None else RunState.from_bytes(resume_from)
+        if self.last is not None and self.last.spec_hash not in (None, spec_hash(spec)):
+            raise CheckpointError("the state belongs to a run with another spec; only stop may differ")
+        start = self.last.policy if self.last is not None else policy
+        start = start or create_policy(spec.policy, spec.environment, environment.facts, seed=spec.seed)
         start.fits(environment.facts)
         self.policy = start.copy()
         self.names = sorted(self.policy.parameters)
         self.tensors = self._bind()
-        self.optimizer = _optimizer(spec.algorithm.optimizer, [self.tensors[name] for name in self.names])
-        _restore(self.optimizer, optimizer_state)
+        self.optimizer = open_optimizer(self.algorithm.optimizer, [self.tensors[name] for name in self.names])
+        self.estimator = Estimator(self.algorithm, environment.facts, seed=spec.seed)
+        self.behaviour = _given(self.algorithm.importance.behaviour, behaviour, environment)
+        self.progress = Progress()
+        self.selected_at: int | None = None
+        self.selections = 0
+        self.batch: Batch | None = None
+        self.batch_uses = 0
+        self.record: StepRecord | None = None
+        self._fresh_env_steps = 0
+        self._whole = True  # not in the middle of a step
+        if self.last is not None:
+            self._restore(self.last)
+
+    def _restore(self, state: RunState) -> None:
+        self.progress, self.selected_at, self.selections = state.progress, state.selected_at, state.selections
+        self.batch, self.batch_uses = state.batch, state.batch_uses
+        if state.behaviour is not None:
+            self.behaviour = state.behaviour
+        restore_optimizer(self.optimizer, state.optimizer)
+        self.estimator.restore(state.baseline)
 
     def _bind(self) -> dict[str, torch.Tensor]:
         """Parameters as torch tensors; on the CPU they share memory with the policy's arrays."""
@@ -201,10 +218,10 @@ class _Run:
         stopped_by = None
         while stopped_by is None:
             began = time.perf_counter()
-            metrics, reached = self._step()
-            evaluation = self._select(reached)
+            metrics, usable = self._step()
+            evaluation = self._select(metrics["mean_return"]) if usable else None
             self._advance(metrics, time.perf_counter() - began)
-            stopped_by = self._stopped_by(evaluation)
+            stopped_by = self._stopped_by(evaluation) if usable else "effective_sample_size"
             yield self._update(metrics, evaluation, stopped_by)
 
     def _update(self, metrics: dict[str, float], evaluation: Evaluation | None, stopped_by: StoppedBy | None) -> Update:
@@ -213,61 +230,132 @@ class _Run:
     # --- one update ---
 
     def _step(self) -> tuple[dict[str, float], bool]:
-        """Samples, estimates and makes one step; tells whether the batch reached the target."""
+        """Samples, estimates and makes one step; tells whether the batch could be learned from."""
         began = time.perf_counter()
-        noise = Noise(self.spec.seed, "training", self.policy.updates)
-        batch = rollout(self.policy, self.environment, noise, self.spec.algorithm.trajectories)
+        batch, fresh = self._next_batch()
         rolled = time.perf_counter()
-        weights = step_weights(batch.rewards, batch.offsets, self.spec.algorithm)
-        entropy = self._accumulate(batch, weights)
-        norm = self._gradient_norm()
+        weighed = self.estimator.weigh(self.policy, batch)
+        size = 0.0 if self._variance_is_infinite(batch) else float(weighed.weights.effective_sample_size)
+        metrics = {
+            **return_figures(batch.returns),
+            "mean_length": float(batch.lengths.mean()),
+            "truncated_fraction": float(batch.truncated.mean()),
+            "effective_sample_size": size,
+        }
+        usable = self._is_usable(size)
+        if self._measures():
+            metrics |= gradient_figures(self.estimator, self.policy, self.tensors, batch)
+            metrics |= exact_figures(self.environment, self.policy, self.algorithm)
+        saturated = saturated_fraction(self.policy, batch)
+        if saturated is not None:
+            metrics["saturated_fraction"] = saturated
+        rate = learning_rate(self.algorithm.optimizer, self.progress.updates)
+        set_learning_rate(self.optimizer, rate)
+        self.record = StepRecord(batch, weighed, self.policy.copy(), rate)
         self._whole = False
-        self.optimizer.step()
-        self._publish()
+        if usable:
+            metrics["gradient_norm"], metrics["entropy"] = self._ascend(batch, weighed, rate)
+            self._publish()
+            if self._is_last_use():
+                self.estimator.fit(batch, weighed)
+                self.policy.observe(batch.observations)
         self.policy.updates += 1
         self._whole = True
-        target = self.spec.stop.target_return
-        mean_return = float(batch.returns.mean())
-        metrics = {
-            "mean_return": mean_return,
-            "return_deviation": float(batch.returns.std()),
-            "mean_length": float(batch.lengths.mean()),
-            "gradient_norm": norm,
-            "entropy": entropy,
+        ended = time.perf_counter()
+        metrics |= {
+            "learning_rate": rate,
             "rollout_seconds": rolled - began,
-            "update_seconds": time.perf_counter() - rolled,
-            "env_steps_per_second": len(batch.rewards) / (time.perf_counter() - began),
-            "truncated_fraction": float(batch.truncated.mean()),
-            "batch_env_steps": float(len(batch.rewards)),
+            "update_seconds": ended - rolled,
+            "env_steps_per_second": len(batch.rewards) / (ended - began) if fresh else 0.0,
         }
-        return metrics, target is not None and mean_return >= target
+        self._fresh_env_steps = len(batch.rewards) if fresh else 0
+        return metrics, usable
 
-    def _accumulate(self, batch: Batch, weights: np.ndarray) -> float:
-        """Leaves the gradient of -estimate in the tensors; returns the mean entropy of the batch.
+    def _next_batch(self) -> tuple[Batch, bool]:
+        """The trajectories of this update, and whether they are new. What acts is decided here."""
+        named = self.algorithm.importance.behaviour
+        if isinstance(named, OlderBehaviourSpec) and self.progress.updates % named.refresh_every == 0:
+            self.behaviour = self.policy.copy()
+        if self.batch is not None and self.batch_uses < self.algorithm.steps_per_batch:
+            self.batch_uses += 1
+            return self.batch, False
+        batch = rollout(
+            self._actor(),
+            self.environment,
+            Noise(self.spec.seed, "training", self.policy.updates),
+            self.algorithm.trajectories,
+            survival=self.algorithm.survival,
+        )
+        if self.algorithm.steps_per_batch > 1:
+            self.batch, self.batch_uses = batch, 1
+        return batch, True
 
-        Rows are taken in chunks that stay in cache. The sum over a batch is one number: what is replayed is the whole
-        update.
+    def _actor(self) -> Policy:
+        named = self.algorithm.importance.behaviour
+        if isinstance(named, MixtureBehaviourSpec):
+            return self.policy.mixed_with_uniform(named.epsilon)
+        return self.behaviour or self.policy
+
+    def _is_last_use(self) -> bool:
+        """Whether the batch will not be used again: only then may what was learned from it change the next update."""
+        return self.algorithm.steps_per_batch == 1 or self.batch_uses >= self.algorithm.steps_per_batch
+
+    def _is_usable(self, effective_sample_size: float) -> bool:
+        importance = self.algorithm.importance
+        least = importance.minimum_effective_sample_size * self.algorithm.trajectories
+        return importance.kind == "none" or effective_sample_size >= least
+
+    def _variance_is_infinite(self, batch: Batch) -> bool:
+        """Whether the deviation of a Gaussian policy has come to exceed what that of the acting one can carry."""
+        named, ours = self.algorithm.importance.behaviour, self.policy.distribution
+        if not isinstance(named, OlderBehaviourSpec | PolicyBehaviourSpec) or not isinstance(ours, DiagonalGaussian):
+            return False
+        acting = self.behaviour
+        assert acting is not None, "somebody has acted"
+        sigmas = []
+        for policy in (self.policy, acting):
+            d, seen = policy.distribution, policy.windows(batch.observations, batch.offsets)
+            assert isinstance(d, DiagonalGaussian), "its action space is ours"
+            sigmas.append(np.exp(d.log_sigma(policy.parameters, policy.outputs(seen))))
+        try:
+            check_ratio_variance(self.algorithm, *sigmas)
+        except SpecError:
+            return True
+        return False
+
+    def _measures(self) -> bool:
+        every = self.spec.diagnostics_every
+        return every > 0 and self.progress.updates % every == 0
+
+    def _ascend(self, batch: Batch, weighed: Weighed, rate: float) -> tuple[float, float]:
+        """Makes the step; returns the norm of the estimate and the mean entropy of the batch before it."""
+        if self.algorithm.within_episode == "moving":
+            return self._ascend_step_by_step(batch, weighed, rate)
+        sums, entropy = gradients(self.policy, self.tensors, batch, weighed.weights)
+        norm = self._norm(sums)
+        for name, total in zip(self.names, sums, strict=True):
+            self.tensors[name].grad = total.neg_()
+        self.optimizer.step()
+        return norm, entropy
+
+    def _ascend_step_by_step(self, batch: Batch, weighed: Weighed, rate: float) -> tuple[float, float]:
+        """After each step of the episode: theta <- theta + rate * weight_t * grad log pi_theta(a_t|s_t).
+
+        Source: Bereyhi, chapter 5, the inner loops of PG_v1 and REINFORCE; Lin, an online iterative update approach.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        entropy, B = 0.0, len(weights)
-        encoded = self.policy.network.encode(batch.observations)
-        for start in range(0, B, ROWS_AT_ONCE):
-            rows = slice(start, min(start + ROWS_AT_ONCE, B))
-            x, samples, w = (self._tensor(a[rows]) for a in (encoded, batch.samples, weights))
-            outputs = self.policy.network.outputs(self.tensors, x)
-            log_prob = self.policy.distribution.log_prob(self.tensors, outputs, samples)
-            loss = -(w.to(log_prob.dtype) * log_prob).sum()
-            loss.backward()
+        begin = [self.tensors[name].detach().clone() for name in self.names]
+        entropy, B = 0.0, len(batch.rewards)
+        for row in range(B):
+            sums, row_entropy = gradients(self.policy, self.tensors, batch, weighed.weights, row=row)
+            entropy += row_entropy / B
             with torch.no_grad():
-                entropy += float(self.policy.distribution.entropy(self.tensors, outputs).sum())
-        return entropy / B
+                for name, total in zip(self.names, sums, strict=True):
+                    self.tensors[name].add_(total, alpha=rate)
+        moved = [(self.tensors[name].detach() - old) / rate for name, old in zip(self.names, begin, strict=True)]
+        return self._norm(moved), entropy
 
-    def _tensor(self, rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
-
-    def _gradient_norm(self) -> float:
-        gradients = [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+    def _norm(self, parts: list[torch.Tensor]) -> float:
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
         norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         if not math.isfinite(norm):
             raise DivergedError(self.policy.updates + 1, self.spec.seed, "the gradient")
@@ -283,9 +371,10 @@ class _Run:
 
     # --- when to stop ---
 
-    def _select(self, reached: bool) -> Evaluation | None:
+    def _select(self, mean_return: float) -> Evaluation | None:
         """A fresh evaluation, if the batch reached the target and the last miss is some updates ago."""
-        if not reached:
+        target = self.spec.stop.target_return
+        if target is None or mean_return < target:
             return None
         if self.selected_at is not None and self.policy.updates - self.selected_at < SELECTION_PAUSE:
             return None
@@ -298,12 +387,13 @@ class _Run:
             seed=self.spec.seed,
             domain="selection",
             deterministic_episodes=0,
+            survival=self.algorithm.survival,
         )
 
     def _advance(self, metrics: dict[str, float], seconds: float) -> None:
         before, stop = self.progress, self.spec.stop
         updates = before.updates + 1
-        env_steps = before.env_steps + int(metrics.pop("batch_env_steps"))
+        env_steps = before.env_steps + self._fresh_env_steps
         total = before.seconds + seconds
         shares = [
             used / limit
@@ -313,7 +403,7 @@ class _Run:
         self.progress = Progress(
             updates=updates,
             env_steps=env_steps,
-            episodes=before.episodes + self.spec.algorithm.trajectories,
+            episodes=before.episodes + (self.algorithm.trajectories if self._fresh_env_steps else 0),
             seconds=total,
             fraction=min(1.0, max(shares, default=0.0)),
         )
@@ -335,65 +425,48 @@ class _Run:
             return "seconds"
         return None
 
-    # --- state ---
+    # --- what others may ask ---
+
+    def _is_last(self, update: Update) -> bool:
+        return update.updates == self.policy.updates and self._whole
+
+    def record_of(self, update: Update) -> StepRecord:
+        if self.record is None or not self._is_last(update):
+            raise RuntimeError("a record belongs to the update that was yielded last")
+        return self.record
 
     def state(self, update: Update) -> bytes:
-        if update.updates != self.policy.updates or not self._whole:
+        if not self._is_last(update):
             raise RuntimeError("state() belongs to the update that was yielded last; the run has gone on")
-        policy = self.policy.to_bytes()
-        header = _RunState(
-            policy_bytes=len(policy),
+        older = isinstance(self.algorithm.importance.behaviour, OlderBehaviourSpec)
+        again = self.batch is not None and self.batch_uses < self.algorithm.steps_per_batch
+        return RunState(
+            policy=self.policy,
             progress=update.progress,
             metrics={name: value if math.isfinite(value) else None for name, value in update.metrics.items()},
             evaluation=update.evaluation,
             selected_at=self.selected_at,
             selections=self.selections,
-            spec_hash=_hash(self.spec),
+            spec_hash=spec_hash(self.spec),
             stopped_by=update.stopped_by,
+            optimizer=optimizer_arrays(self.optimizer),
+            baseline=self.estimator.arrays(),
+            behaviour=self.behaviour if older else None,
+            batch=self.batch if again else None,
+            batch_uses=self.batch_uses if again else 0,
+        ).to_bytes()
+
+
+def _given(named: object, behaviour: Policy | None, environment: EpisodeEnvironment) -> Policy | None:
+    """The policy that acts in the place of the learning one, if the spec names one."""
+    if not isinstance(named, PolicyBehaviourSpec):
+        return None
+    if behaviour is None:
+        raise SpecError(
+            "/algorithm/importance/behaviour", "behaviour_missing", "give the policy that acts: train(behaviour=…)"
         )
-        tensors = {"policy": torch.frombuffer(bytearray(policy), dtype=torch.uint8)}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v).cpu() for name, v in values.items()}
-        return safetensors.torch.save(tensors, {"pgengine": header.model_dump_json()})
-
-
-def _read_state(data: bytes) -> tuple[Policy, _RunState, dict[str, torch.Tensor]]:
-    try:
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        header = _RunState.model_validate_json(json.loads(data[8 : 8 + length])["__metadata__"]["pgengine"])
-        policy = load(tensors.pop("policy").numpy().tobytes())
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"these bytes are not a state of a run: {type(error).__name__}") from error
-    if header.noise_version != NOISE_VERSION:
-        raise CheckpointError(f"the state was made with noise version {header.noise_version}, this is {NOISE_VERSION}")
-    return policy, header, tensors
-
-
-def _hash(spec: TrainingSpec) -> str:
-    """What must not change between a state and its resumption."""
-    return hashlib.sha256(spec.model_dump_json(exclude={"stop"}).encode()).hexdigest()
-
-
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts an optimizer's state back; the hash of the spec has told that it is this optimizer's."""
-    if not tensors:
-        return
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        _, index, key = name.split(".", 2)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _optimizer(spec: SgdSpec | AdaGradSpec | AdamSpec, tensors: list[torch.Tensor]) -> torch.optim.Optimizer:
-    if isinstance(spec, SgdSpec):
-        return torch.optim.SGD(tensors, lr=spec.learning_rate)
-    if isinstance(spec, AdaGradSpec):
-        return torch.optim.Adagrad(tensors, lr=spec.learning_rate)
-    return torch.optim.Adam(
-        tensors, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.epsilon, foreach=True
-    )
+    behaviour.fits(environment.facts)
+    return behaviour
 
 
 def _device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -25,14 +25,23 @@ class EnvironmentFacts(Spec):
     """What an action looks like."""
     max_episode_steps: int
     """Episode limit in environment steps, part of the objective."""
-    limit_from: Literal["id", "declared", "horizon"]
-    """Who set the limit: the registered id, the request, or the horizon of a finite MDP."""
+    limit_from: Literal["id", "declared", "horizon", "none"]
+    """Who set the limit: the registered id, the request, the horizon of a finite MDP, or nobody: `max_episode_steps`
+    is then the most that is ever played."""
     fixed_steps: int | None = None
     """Steps that every episode takes, whoever acts, if they are all equally long; null if they vary or may vary."""
     limit_cuts: bool = True
     """Whether the limit may cut an episode whose task would have gone on."""
+    ends_for_certain: bool = True
+    """Whether every episode ends with probability 1 without a limit, whoever acts, or has one."""
     reward_threshold: float | None = None
     """Mean return at which the registered id counts as solved."""
+    exact: Literal["finite_mdp", "lqr"] | None = None
+    """What exact answers are known by, if they are."""
+    state_names: list[str] | None = None
+    """What people call the observations of a finite MDP."""
+    action_names: list[str] | None = None
+    """What people call the actions."""
 
     @property
     def episode_length(self) -> Literal["fixed", "varying"]:
@@ -67,16 +76,16 @@ class EpisodeEnvironment(Protocol):
         ...
 
     @property
-    def takes_noise(self) -> bool:
-        """Whether `step` uses noise; if not, none is made."""
+    def uniforms(self) -> int:
+        """How many uniform numbers each step of a lane uses; 0: none are made."""
         ...
 
     def begin(self, noise: UInt64[np.ndarray, "K"]) -> Shaped[np.ndarray, "K ..."]:
         """Begins one episode for each word of noise, forgetting the earlier ones; returns the first observations."""
         ...
 
-    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N"] | None) -> Step:
-        """Steps every live lane once.
+    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N U"] | None) -> Step:
+        """Steps every live lane once, at `uniforms` numbers in [0, 1) for each.
 
         Raises:
             EnvironmentFailure: if the environment raised or broke its contract.

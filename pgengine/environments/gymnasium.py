@@ -9,6 +9,7 @@ out.
 import copy
 import inspect
 from contextlib import suppress
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,38 @@ from jaxtyping import Bool, Float, Shaped, UInt64
 
 from pgengine.environments.episodes import EnvironmentFacts, Step
 from pgengine.errors import EnvironmentFailure, SpecError
-from pgengine.spaces import BoxSpace, DiscreteSpace, read_space
+from pgengine.spaces import array_dtype, array_shape, inside, read_space
 from pgengine.spec import GymnasiumSpec
 
-__all__ = ["GymnasiumEpisodes"]
+__all__ = ["GymnasiumEpisodes", "register_own_ids"]
 
 # ids whose episodes never terminate, so that the limit fixes their length (read off their step functions)
-NEVER_TERMINATES = frozenset({"Pendulum-v1"})
+NEVER_TERMINATES = frozenset({"Pendulum-v1", "pgengine/Particle-v0", "pgengine/ParticleContinuous-v0"})
+
+# ids of this package: where the class is, and the episode limit
+OWN_IDS: dict[str, tuple[str, int]] = {
+    "pgengine/Aliased-v0": ("pgengine.environments.catalogue:Aliased", 200),
+    "pgengine/Bandit-v0": ("pgengine.environments.catalogue:Bandit", 1),
+    "pgengine/Chain-v0": ("pgengine.environments.catalogue:Chain", 100),
+    "pgengine/GridWorld-v0": ("pgengine.environments.catalogue:GridWorld", 100),
+    "pgengine/Particle-v0": ("pgengine.environments.particle:Particle", 50),
+    "pgengine/ParticleContinuous-v0": ("pgengine.environments.particle:ContinuousParticle", 50),
+    "pgengine/TMaze-v0": ("pgengine.environments.catalogue:TMaze", 100),
+}
+_registering = Lock()
+
+
+def register_own_ids() -> None:
+    """Makes this package's environments known to Gymnasium, so that `gymnasium.make` finds them, too.
+
+    Called before an id is looked up; calling it again changes nothing.
+    """
+    import gymnasium
+
+    with _registering:
+        for name, (entry_point, limit) in OWN_IDS.items():
+            if name not in gymnasium.registry:
+                gymnasium.register(name, entry_point=entry_point, max_episode_steps=limit)
 
 
 class GymnasiumEpisodes:
@@ -39,9 +65,8 @@ class GymnasiumEpisodes:
         self._registered = _registered(spec)
         self._pool: list[Any] = [self._make()]
         self.facts = self._describe(self._pool[0])
-        box = self.facts.observation_space
-        self._observation_shape = tuple(box.shape) if isinstance(box, BoxSpace) else ()
-        self._observation_dtype = np.float32 if isinstance(box, BoxSpace) else np.int64
+        self._observation_shape = array_shape(self.facts.observation_space)
+        self._observation_dtype = array_dtype(self.facts.observation_space)
         self._live: list[Any] = []
         self._steps = 0
 
@@ -84,9 +109,14 @@ class GymnasiumEpisodes:
         return None if limit is None else int(limit)
 
     @property
-    def takes_noise(self) -> bool:
+    def instance(self) -> Any:
+        """One of the instances, to be read and not to be played."""
+        return self._pool[0]
+
+    @property
+    def uniforms(self) -> int:
         """Each instance has a generator of its own, seeded at the beginning of each episode."""
-        return False
+        return 0
 
     def begin(self, noise: UInt64[np.ndarray, "K"]) -> Shaped[np.ndarray, "K ..."]:
         """Resets one instance for each seed."""
@@ -103,7 +133,7 @@ class GymnasiumEpisodes:
         self._check(observations)
         return observations
 
-    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N"] | None) -> Step:
+    def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N U"] | None) -> Step:
         """Steps the instances one after the other."""
         N = len(self._live)
         observations = self._room()
@@ -136,12 +166,7 @@ class GymnasiumEpisodes:
 
     def _check(self, observations: np.ndarray) -> None:
         """What numpy takes without a word and a policy could not read."""
-        space = self.facts.observation_space
-        if isinstance(space, DiscreteSpace):
-            good = (observations >= space.start) & (observations < space.start + space.n)
-        else:
-            good = np.isfinite(observations)
-        if not good.all():
+        if not inside(self.facts.observation_space, observations).all():
             raise EnvironmentFailure(f"{self.spec.id} gave an observation outside of its space at step {self._steps}")
 
     def _room(self) -> np.ndarray:
@@ -188,6 +213,7 @@ def _registered(spec: GymnasiumSpec) -> Any:
 
     if ":" in spec.id:  # Gymnasium would import the module before the colon
         raise SpecError("/id", "unknown_environment", "expected the id of a registered environment, without a colon")
+    register_own_ids()
     try:
         registered = copy.deepcopy(gymnasium.spec(spec.id))
     except gymnasium.error.Error as error:

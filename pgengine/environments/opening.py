@@ -2,22 +2,43 @@
 
 from pgengine.environments.episodes import EnvironmentFacts, EpisodeEnvironment
 from pgengine.environments.gymnasium import GymnasiumEpisodes
+from pgengine.environments.lqr import Lqr
+from pgengine.environments.tables import published_table
 from pgengine.environments.tabular import TabularMDP
-from pgengine.spec import GymnasiumSpec, TabularSpec
+from pgengine.spec import EnvironmentSpec, GymnasiumSpec, LqrSpec, TabularSpec
 
 __all__ = ["describe", "open_environment"]
 
 
-def open_environment(spec: GymnasiumSpec | TabularSpec) -> EpisodeEnvironment:
+def open_environment(spec: EnvironmentSpec) -> EpisodeEnvironment:
     """The environment that a spec describes, ready to begin episodes.
+
+    A registered environment that publishes its own transition table is opened as the finite MDP that it is.
 
     Raises:
         SpecError: with a pointer from the root of the spec.
     """
-    return TabularMDP(spec) if isinstance(spec, TabularSpec) else GymnasiumEpisodes(spec)
+    if isinstance(spec, TabularSpec):
+        return TabularMDP(spec)
+    if isinstance(spec, LqrSpec):
+        return Lqr(spec)
+    return _open_registered(spec)
 
 
-def describe(environment: GymnasiumSpec | TabularSpec) -> EnvironmentFacts:
+def _open_registered(spec: GymnasiumSpec) -> EpisodeEnvironment:
+    episodes = GymnasiumEpisodes(spec)
+    table = published_table(episodes)
+    if table is None:
+        return episodes
+    episodes.close()
+    return TabularMDP(
+        table,
+        limit_from="id" if spec.max_episode_steps is None else "declared",
+        reward_threshold=episodes.facts.reward_threshold,
+    )
+
+
+def describe(environment: EnvironmentSpec) -> EnvironmentFacts:
     """What is known of an environment before an episode is played: spaces, episode limit, reward threshold.
 
     Raises:

@@ -1,7 +1,8 @@
 """From observations to the outputs that a distribution reads: linear functions and fully connected networks.
 
 Pure functions of (parameters, encoded observations), written once for numpy and torch. This file knows shapes and
-initial values; it does not know which distribution reads the outputs.
+initial values; it does not know which distribution reads the outputs. In numpy `outputs` gets rows in blocks, as
+[PAD, …] or [blocks, PAD, …], so that a row's bits do not depend on its neighbours; in torch it gets [N, …].
 """
 
 import math
@@ -10,17 +11,32 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from pgengine.distributions import Array, namespace
+from pgengine.errors import SpecError
+from pgengine.features import PairFeatures, StateFeatures, open_features
 from pgengine.noise import Noise
-from pgengine.spaces import BoxSpace, DiscreteSpace
-from pgengine.spec import LinearPolicySpec, MlpPolicySpec
+from pgengine.policies.layers import activate, encoded_numbers, orthogonal, width_of_numbers
+from pgengine.policies.transformer import Transformer
+from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space
+from pgengine.spec import (
+    FeaturesSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    OneHotFeaturesSpec,
+    PlainFeaturesSpec,
+    ScorePolicySpec,
+    TableFeaturesSpec,
+    TransformerPolicySpec,
+)
 
 __all__ = [
     "MAX_PARAMETERS",
     "PAD",
+    "CrossedFeatures",
     "FeatureScores",
     "Linear",
     "Mlp",
     "Network",
+    "PairScores",
     "Table",
     "blocks",
     "open_network",
@@ -94,7 +110,11 @@ class Network(Protocol):
 
 
 def open_network(
-    spec: LinearPolicySpec | MlpPolicySpec, space: DiscreteSpace | BoxSpace, width: int, features: np.ndarray | None
+    spec: LinearPolicySpec | MlpPolicySpec | ScorePolicySpec | TransformerPolicySpec,
+    space: Space,
+    width: int,
+    features: np.ndarray | None,
+    actions: Space | None = None,
 ) -> Network:
     """The network that a spec describes.
 
@@ -102,27 +122,58 @@ def open_network(
         spec: Which network.
         space: What it reads.
         width: How many outputs it gives.
-        features: [S, A, J] features of state and action, if the environment has them.
+        features: [O, A, J] features of observation and action, or [O, 1, J] of the observation, if there is a table.
+        actions: The action space, for features of observation and action; None for networks that are no policies.
 
     Raises:
-        SpecError: if the network would be too large.
+        SpecError: if the parts do not fit one another.
     """
+    if isinstance(spec, TransformerPolicySpec):
+        return Transformer(spec, space, width)
     if isinstance(spec, MlpPolicySpec):
         return Mlp(spec, space, width)
-    if features is not None:
-        return FeatureScores(features)
-    return Table(space, width) if isinstance(space, DiscreteSpace) else Linear(space, width)
+    if isinstance(spec, ScorePolicySpec):
+        return PairScores(spec, space, _finite(actions, width), features)
+    return _linear(spec.features, space, width, features, actions)
+
+
+def _linear(
+    spec: FeaturesSpec | None, space: Space, width: int, table: np.ndarray | None, actions: Space | None
+) -> Network:
+    if spec is None:  # a policy that was kept before features had names, or that has no environment
+        spec = _usual_features(space, table)
+    if isinstance(spec, OneHotFeaturesSpec) and isinstance(space, DiscreteSpace):
+        return Table(space, width)
+    if isinstance(spec, PlainFeaturesSpec) and isinstance(space, BoxSpace):
+        return Linear(space, width)
+    opened = open_features(spec, space, actions or DiscreteSpace(n=width), table)
+    return FeatureScores(opened) if isinstance(opened, PairFeatures) else CrossedFeatures(opened, width)
+
+
+def _usual_features(space: Space, table: np.ndarray | None) -> FeaturesSpec:
+    if table is not None:
+        return TableFeaturesSpec()
+    return OneHotFeaturesSpec() if isinstance(space, DiscreteSpace | MultiDiscreteSpace) else PlainFeaturesSpec()
+
+
+def _finite(actions: Space | None, width: int) -> DiscreteSpace:
+    actions = DiscreteSpace(n=width) if actions is None else actions
+    if not isinstance(actions, DiscreteSpace):
+        raise SpecError(
+            "/kind", "score_needs_discrete_actions", "a score network gives a number for each action; take mlp"
+        )
+    return actions
 
 
 class FeatureScores:
-    """f(s, a) = theta' x(s, a) with explicit features. Source: Bereyhi, chapter 5, linear softmax."""
+    """f(s, a) = theta' x(s, a). Source: Bereyhi, chapter 5, linear softmax."""
 
-    def __init__(self, features: np.ndarray) -> None:
-        self._features = features.astype(np.float32)
+    def __init__(self, features: PairFeatures) -> None:
+        self._features = features
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One number for each feature."""
-        return {"theta": self._features.shape[2:]}
+        return {"theta": (self._features.count,)}
 
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
         """All zero: all actions equally likely."""
@@ -130,12 +181,43 @@ class FeatureScores:
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """x(s, ·), [N, A, J]."""
-        encoded: np.ndarray = self._features[observations]
-        return encoded
+        return self._features.encode(observations)
 
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Scores [N, A]."""
         return encoded @ parameters["theta"]
+
+
+class CrossedFeatures:
+    """theta' x(s), crossed with the outputs: each output has a column of its own.
+
+    Source: Bereyhi, chapter 5, theta' x(s).
+    """
+
+    def __init__(self, features: StateFeatures, width: int) -> None:
+        self._features = features
+        self._width = width
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One number for each feature and output."""
+        return {"theta": (self._features.count, self._width)}
+
+    def initial(self, noise: Noise) -> dict[str, np.ndarray]:
+        """All zero."""
+        return _zeros(self.shapes())
+
+    def encode(self, observations: np.ndarray) -> np.ndarray:
+        """Features [N, J], or the indices of those that are 1, [N, active]."""
+        return self._features.encode(observations)
+
+    def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
+        """Linear outputs [N, width]."""
+        theta = parameters["theta"]
+        if self._features.active is None:
+            return encoded @ theta
+        xp = namespace(theta)
+        rows = xp.take(theta, xp.reshape(encoded, (-1,)), axis=0)
+        return xp.sum(xp.reshape(rows, (*encoded.shape, self._width)), axis=-2)
 
 
 class Table:
@@ -186,51 +268,97 @@ class Linear:
         return encoded @ theta[:-1, :] + theta[-1, :]
 
 
-class Mlp:
-    """A fully connected network. Source: Bereyhi, chapter 5, deep policy network; Sun, MLP."""
+_GAINS = {"tanh": 5.0 / 3.0, "relu": math.sqrt(2.0)}
+_LAST_GAIN = 0.01  # all actions start about equally likely
 
-    def __init__(self, spec: MlpPolicySpec, space: DiscreteSpace | BoxSpace, width: int) -> None:
-        self._one_hot = space if isinstance(space, DiscreteSpace) else None
-        inputs = space.n if isinstance(space, DiscreteSpace) else space.size
-        self._sizes = [inputs, *spec.hidden, width]
-        self._activation = spec.activation
-        self._layers = [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(self._sizes) - 1)]
+
+class _Layers:
+    """Fully connected layers, one after the other."""
+
+    def __init__(self, sizes: list[int], activation: str) -> None:
+        self._sizes = sizes
+        self._activation = activation
+        self._names = [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(sizes) - 1)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [inputs, outputs] and a bias [outputs] for each layer."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer, (rows, columns) in enumerate(zip(self._sizes[:-1], self._sizes[1:], strict=True)):
-            shapes |= {f"layers.{layer}.weight": (rows, columns), f"layers.{layer}.bias": (columns,)}
+        for names, rows, columns in zip(self._names, self._sizes[:-1], self._sizes[1:], strict=True):
+            shapes |= {names[0]: (rows, columns), names[1]: (columns,)}
         return shapes
 
     def initial(self, noise: Noise) -> dict[str, np.ndarray]:
         """Orthogonal matrices (Saxe et al. 2014), the last one small: all actions start about equally likely."""
         parameters: dict[str, np.ndarray] = {}
-        last = len(self._sizes) - 2
-        for layer, (rows, columns) in enumerate(zip(self._sizes[:-1], self._sizes[1:], strict=True)):
-            gain = 0.01 if layer == last else (5.0 / 3.0 if self._activation == "tanh" else math.sqrt(2.0))
-            matrix = noise.matrix("parameters", layer, (max(rows, columns), min(rows, columns)))
-            q, r = np.linalg.qr(matrix)
-            q = q * np.sign(np.diag(r))
-            weight = q if rows >= columns else q.T
-            parameters[f"layers.{layer}.weight"] = np.ascontiguousarray(gain * weight, dtype=np.float32)
-            parameters[f"layers.{layer}.bias"] = np.zeros(columns, dtype=np.float32)
+        last = len(self._names) - 1
+        for layer, (weight, bias) in enumerate(self._names):
+            gain = _LAST_GAIN if layer == last else _GAINS[self._activation]
+            shape = (self._sizes[layer], self._sizes[layer + 1])
+            parameters[weight] = orthogonal(noise, layer, shape, gain)
+            parameters[bias] = np.zeros(shape[1], dtype=np.float32)
         return parameters
+
+
+class Mlp(_Layers):
+    """A fully connected network. Source: Bereyhi, chapter 5, deep policy network; Sun, MLP."""
+
+    def __init__(self, spec: MlpPolicySpec, space: Space, width: int) -> None:
+        super().__init__([width_of_numbers(space), *spec.hidden, width], spec.activation)
+        self._space = space
+        self._flat = isinstance(space, BoxSpace)
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """Flat observations, or one-hot vectors of a discrete one, [N, D]."""
-        if self._one_hot is None:
+        if self._flat:
             return observations.reshape(len(observations), -1)
-        hot: np.ndarray = observations[:, None] - self._one_hot.start == np.arange(self._one_hot.n)
-        return hot.astype(np.float32)
+        return encoded_numbers(self._space, observations)
 
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Outputs of the last layer, [N, width]."""
-        xp = namespace(encoded)
-        x = encoded
-        last = len(self._sizes) - 2
-        for layer, (weight, bias) in enumerate(self._layers):
-            x = x @ parameters[weight] + parameters[bias]
-            if layer < last:
-                x = xp.tanh(x) if self._activation == "tanh" else xp.where(x <= 0, xp.zeros_like(x), x)  # NaN stays NaN
+        (weight, bias), *others = self._names
+        x = encoded @ parameters[weight] + parameters[bias]
+        for weight, bias in others:
+            x = activate(self._activation, x) @ parameters[weight] + parameters[bias]
         return x
+
+
+class PairScores(_Layers):
+    """A fully connected network f(s, a) that gives one score for each pair.
+
+    It reads x(s, a) of a table, or the observation beside a one-hot action. In the latter case the first layer is
+    taken apart: its rows for the observation are multiplied once for all actions, its rows for the actions are added.
+
+    Source: Sun, Policy Gradient, softmax over f_theta(s, a) with f_theta: S x A -> R.
+    """
+
+    def __init__(self, spec: ScorePolicySpec, space: Space, actions: DiscreteSpace, table: np.ndarray | None) -> None:
+        self._space, self._actions = space, actions
+        self._pairs: PairFeatures | None = None
+        if table is not None or spec.features is not None:
+            opened = open_features(spec.features or TableFeaturesSpec(), space, actions, table)
+            if not isinstance(opened, PairFeatures):
+                raise SpecError("/features/values", "shape", "a score network needs features of pairs, [O, A, J]")
+            self._pairs = opened
+        inputs = width_of_numbers(space) + actions.n if self._pairs is None else self._pairs.count
+        super().__init__([inputs, *spec.hidden, 1], spec.activation)
+
+    def encode(self, observations: np.ndarray) -> np.ndarray:
+        """Observations [N, D], or features [N, A, J]."""
+        return encoded_numbers(self._space, observations) if self._pairs is None else self._pairs.encode(observations)
+
+    def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
+        """Scores [N, A]."""
+        xp, A = namespace(encoded), self._actions.n
+        (weight, bias), *others = self._names
+        if self._pairs is None:
+            of_states = encoded @ parameters[weight][:-A, :]
+            x = of_states[..., None, :] + parameters[weight][-A:, :]  # [N, A, H]
+            # pairs become rows of one matrix, which in numpy has the same number of rows in every block
+            x = xp.reshape(x, (*encoded.shape[:-2], encoded.shape[-2] * A, x.shape[-1]))
+        else:
+            x = xp.reshape(encoded, (*encoded.shape[:-3], encoded.shape[-3] * A, encoded.shape[-1]))
+            x = x @ parameters[weight]
+        x = x + parameters[bias]
+        for weight, bias in others:
+            x = activate(self._activation, x) @ parameters[weight] + parameters[bias]
+        return xp.reshape(x, (*x.shape[:-2], x.shape[-2] // A, A))

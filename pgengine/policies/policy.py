@@ -3,7 +3,8 @@
     policy = pgengine.load(data)
     policy.act(policy.parse([0.0, 0.1, 0.0, -0.1], batch=False)).actions
 
-This file knows how a policy is made, kept, checked and asked. It imports no torch: training binds the same pure
+What a policy reads is called `seen`: observations [N, …], or windows [N, k, …] over the last k of them if it has a
+memory. This file knows how a policy is made, kept, checked and asked. It imports no torch: training binds the same pure
 functions to torch tensors.
 """
 
@@ -15,25 +16,30 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from pydantic import Field, ValidationError
 
-from pgengine.distributions import Array, Softmax, open_distribution
+from pgengine.distributions import Array, Bernoulli, DiagonalGaussian, MultiSoftmax, Softmax, open_distribution
 from pgengine.environments import EnvironmentFacts
 from pgengine.environments.tabular import TabularMDP
 from pgengine.errors import CheckpointError, ObservationError, SpecError
+from pgengine.features import read_feature_table
 from pgengine.noise import Noise
+from pgengine.policies.memory import first_windows, mark, shifted_windows, windows_of_rows
 from pgengine.policies.networks import MAX_PARAMETERS, blocks, open_network
+from pgengine.policies.normaliser import COUNT, SQUARES, buffer_shapes, merged, new_buffers, normalised
 from pgengine.resolution import resolve_policy
-from pgengine.spaces import BoxSpace, DiscreteSpace, SpaceSpec, parse_observations
+from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space, SpaceSpec, parse_observations
 from pgengine.spec import (
     LARGEST_INTEGER,
     EnvironmentSpec,
     LinearPolicySpec,
-    MlpPolicySpec,
     PolicySpec,
+    ScorePolicySpec,
     Spec,
+    TableFeaturesSpec,
     TabularSpec,
+    TransformerPolicySpec,
 )
 
 __all__ = ["Acted", "Policy", "create_policy", "load"]
@@ -50,17 +56,18 @@ class Acted:
         actions: [N, …] for the environment.
         samples: [N, …] raw draws, which the log-probabilities belong to.
         log_probs: [N] in nats.
-        probabilities: [N, A] of a softmax, else None.
+        probabilities: [N, A] of a softmax; a list of them, one for each component of a MultiDiscrete action; [N, D] of
+            a 1 in each component of a MultiBinary action; else None.
         mean: [N, D] of a Gaussian, else None.
-        sigma: [D] of a Gaussian, else None.
+        sigma: [D] of a Gaussian, [N, D] of one with a head, else None.
     """
 
     actions: Shaped[np.ndarray, "N ..."]
     samples: Shaped[np.ndarray, "N ..."]
     log_probs: Float[np.ndarray, "N"]
-    probabilities: Float[np.ndarray, "N A"] | None
+    probabilities: Float[np.ndarray, "N A"] | list[np.ndarray] | None
     mean: Float[np.ndarray, "N D"] | None
-    sigma: Float[np.ndarray, "D"] | None
+    sigma: Float[np.ndarray, "D"] | Float[np.ndarray, "N D"] | None
 
 
 class PolicyHeader(Spec):
@@ -78,22 +85,39 @@ class PolicyHeader(Spec):
     """What it does."""
     updates: int = Field(ge=0, le=LARGEST_INTEGER)
     """Updates that the policy has had."""
+    uniform_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability with which an action is drawn uniformly instead."""
 
 
 class Policy:
-    """A pure function of (parameters, observation), with its parameters.
+    """A pure function of (parameters, what is seen), with its parameters.
 
     Attributes:
         spec: Network and distribution, all defaults written out.
-        observation_space: What it reads.
+        observation_space: What one observation looks like.
         action_space: What it does.
         updates: Updates that it has had.
         parameters: Arrays by name, float32.
-        features: [S, A, J] features of state and action that a linear policy reads, or None.
+        buffers: Figures that normalise observations, float64, empty without them; they move by `observe` alone.
+        features: [O, A, J] features of observation and action, or [O, 1, J] of the observation, or None.
+        memory: How many observations it reads at once, the newest one included.
+        uniform_share: Probability with which an action (each component of it) is drawn uniformly instead.
     """
 
-    def __init__(self, header: PolicyHeader, parameters: dict[str, np.ndarray], features: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        header: PolicyHeader,
+        parameters: dict[str, np.ndarray],
+        features: np.ndarray | None,
+        buffers: dict[str, np.ndarray] | None = None,
+    ) -> None:
         """Binds parameters to the functions that a header names.
+
+        Args:
+            header: What it is.
+            parameters: Arrays by name.
+            features: Table of features, for a policy that reads one.
+            buffers: Figures of the normaliser; None starts without any observation.
 
         Raises:
             SpecError: if the header's parts do not fit one another.
@@ -101,13 +125,21 @@ class Policy:
         if header.policy.distribution is None:
             raise SpecError("/distribution", "missing", "a policy is kept with its distribution")
         self.spec = header.policy
-        self.observation_space: DiscreteSpace | BoxSpace = header.observation_space
-        self.action_space: DiscreteSpace | BoxSpace = header.action_space
+        self.observation_space: Space = header.observation_space
+        self.action_space: Space = header.action_space
         self.updates = header.updates
         self.parameters = parameters
         self.features = features
-        self.distribution = open_distribution(header.policy.distribution, header.action_space)
-        self.network = open_network(header.policy, header.observation_space, self.distribution.width, features)
+        self.memory = header.policy.window if isinstance(header.policy, TransformerPolicySpec) else 1
+        self.uniform_share = header.uniform_share
+        self.distribution = open_distribution(
+            header.policy.distribution, header.action_space, uniform_share=header.uniform_share
+        )
+        self.network = open_network(
+            header.policy, header.observation_space, self.distribution.width, features, header.action_space
+        )
+        self._normalises = header.policy.normalise_observations
+        self.buffers = self._new_buffers() if buffers is None else buffers
 
     @property
     def size(self) -> int:
@@ -117,6 +149,13 @@ class Policy:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of its parameters by name."""
         return self.network.shapes() | {name: array.shape for name, array in self.distribution.initial().items()}
+
+    def _new_buffers(self) -> dict[str, np.ndarray]:
+        if not self._normalises:
+            return {}
+        if not isinstance(self.observation_space, BoxSpace):
+            raise SpecError("/normalise_observations", "normalise_needs_box", "only boxes of numbers are normalised")
+        return new_buffers(self.observation_space)
 
     # --- the pure functions, in numpy or torch ---
 
@@ -128,41 +167,120 @@ class Policy:
         """Entropy [N] of the action distributions, in nats."""
         return self.distribution.entropy(parameters, self.network.outputs(parameters, encoded))
 
-    # --- acting ---
+    def encode(self, seen: Shaped[np.ndarray, "N ..."]) -> np.ndarray:
+        """What is seen, normalised, as the network reads it; in numpy, and the same for every parameter."""
+        return self.network.encode(normalised(self.buffers, seen) if self._normalises else seen)
 
-    def outputs(self, observations: Shaped[np.ndarray, "N ..."]) -> Float[np.ndarray, "N width"]:
-        """Outputs of the network; a row's bits do not depend on its neighbours."""
-        encoded = blocks(self.network.encode(observations))
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the outputs are finite
-            outputs: np.ndarray = self.network.outputs(self.parameters, encoded)
-        return outputs.reshape(-1, self.distribution.width)[: len(observations)]
+    # --- memory ---
 
-    def parse(self, value: Any, *, batch: bool) -> Shaped[np.ndarray, "N ..."]:
-        """Observations from JSON values.
+    def windows(
+        self, observations: Shaped[np.ndarray, "B ..."], offsets: Int[np.ndarray, "K1"]
+    ) -> Shaped[np.ndarray, "B ..."]:
+        """What is seen in each row of K episodes laid out flat.
 
         Args:
-            value: One observation, or a list of them.
+            observations: Rows in episode order.
+            offsets: Row at which each episode begins, and B at the end.
+
+        Returns:
+            The observations themselves, or windows [B, k, …] of a policy with memory, in which places before the
+            beginning of an episode are marked: NaN in a box, one below the smallest value in other spaces.
+        """
+        if self.memory == 1:
+            return observations
+        return windows_of_rows(self.observation_space, observations, offsets, self.memory)
+
+    def begin_windows(self, observations: Shaped[np.ndarray, "N ..."]) -> Shaped[np.ndarray, "N ..."]:
+        """What is seen at the beginning of episodes: the first observation, nothing before it."""
+        return observations if self.memory == 1 else first_windows(self.observation_space, observations, self.memory)
+
+    def next_windows(
+        self, seen: Shaped[np.ndarray, "N ..."], observations: Shaped[np.ndarray, "N ..."]
+    ) -> Shaped[np.ndarray, "N ..."]:
+        """What is seen one step later, in an array of its own."""
+        return observations if self.memory == 1 else shifted_windows(seen, observations)
+
+    # --- what moves between updates ---
+
+    def observe(self, observations: Shaped[np.ndarray, "B ..."]) -> None:
+        """Takes observations into the figures that normalise; between updates, never within a batch.
+
+        Without a normaliser nothing happens.
+
+        Args:
+            observations: As the environment gave them, not windows; at least one.
+        """
+        if self._normalises:
+            self.buffers |= merged(self.buffers, observations)
+
+    def mixed_with_uniform(self, epsilon: float) -> "Policy":
+        """The policy that draws uniformly with probability epsilon, in each component of an action, else as this one.
+
+        It has the same arrays, not copies: when this policy learns, so does the mixture. Its log-probabilities are
+        those of the mixture, so no ratio to it is larger than 1 / (1 - epsilon) in a step of a single component.
+
+        Raises:
+            SpecError: if the action space is a box.
+        """
+        header = self.header().model_copy(update={"uniform_share": epsilon})
+        return Policy(header, self.parameters, self.features, self.buffers)
+
+    # --- acting ---
+
+    def outputs(self, seen: Shaped[np.ndarray, "N ..."]) -> Float[np.ndarray, "N width"]:
+        """Outputs of the network; a row's bits do not depend on its neighbours."""
+        encoded = blocks(self.encode(seen))
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the outputs are finite
+            outputs: np.ndarray = self.network.outputs(self.parameters, encoded)
+        return outputs.reshape(-1, self.distribution.width)[: len(seen)]
+
+    def parse(self, value: Any, *, batch: bool) -> Shaped[np.ndarray, "N ..."]:
+        """What is seen, from JSON values.
+
+        Args:
+            value: One observation; of a policy with memory one history, a list of up to k observations of one episode,
+                oldest first. Or a list of these.
             batch: Which of the two.
+
+        Returns:
+            [N, …], or [N, k, …] of a policy with memory.
 
         Raises:
             ObservationError: with a pointer from the root of the value.
         """
         if not batch:
             try:
-                return parse_observations(self.observation_space, [value])
+                return self._parse([value])
             except ObservationError as error:
                 raise ObservationError(error.pointer.removeprefix("/0"), error.code, error.message) from None
         if not isinstance(value, list) or not value:
             raise ObservationError("", "observation_shape", "expected a list with at least one observation")
-        return parse_observations(self.observation_space, value)
+        return self._parse(value)
 
-    def act(
-        self, observations: Shaped[np.ndarray, "N ..."], *, seed: int | None = None, deterministic: bool = False
-    ) -> Acted:
-        """Actions for observations.
+    def _parse(self, values: list[Any]) -> Shaped[np.ndarray, "N ..."]:
+        if self.memory == 1:
+            return parse_observations(self.observation_space, values)
+        histories = []
+        for row, history in enumerate(values):
+            if not isinstance(history, list) or not 1 <= len(history) <= self.memory:
+                message = f"expected a history: a list of 1 to {self.memory} observations, oldest first"
+                raise ObservationError(f"/{row}", "observation_shape", message)
+            try:
+                histories.append(parse_observations(self.observation_space, history))
+            except ObservationError as error:
+                raise ObservationError(f"/{row}{error.pointer}", error.code, error.message) from None
+        first = histories[0]
+        seen = np.empty((len(histories), self.memory, *first.shape[1:]), dtype=first.dtype)
+        seen[:] = mark(self.observation_space)
+        for window, history in zip(seen, histories, strict=True):
+            window[-len(history) :] = history
+        return seen
+
+    def act(self, seen: Shaped[np.ndarray, "N ..."], *, seed: int | None = None, deterministic: bool = False) -> Acted:
+        """Actions for what is seen.
 
         Args:
-            observations: As `parse` gives them.
+            seen: As `parse` gives it.
             seed: Makes the draws repeatable; row i draws the same alone at position i and in any longer batch. None
                 draws from a generator that the operating system has seeded.
             deterministic: The most probable action instead of a draw.
@@ -171,13 +289,13 @@ class Policy:
             ObservationError: with the row whose numbers are so large that the outputs overflow.
         """
         d = self.distribution
-        outputs = self.outputs(observations)
+        outputs = self.outputs(seen)
         if not np.isfinite(outputs).all():
             row = int(np.flatnonzero(~np.isfinite(outputs).all(axis=1))[0])
             raise ObservationError(
                 f"/{row}", "observation_too_large", "the policy's outputs overflow for these numbers"
             )
-        noise = None if deterministic else _acting_noise(seed, len(observations), d.noise_width)
+        noise = None if deterministic else _acting_noise(seed, len(seen), d.noise_kind, d.noise_width)
         if isinstance(d, Softmax):
             # one table gives all: at one row, operations cost more than numbers
             table = d.log_probabilities(outputs)
@@ -186,25 +304,36 @@ class Policy:
             log_probs = table[np.arange(len(table)), samples]
             return Acted(d.action(samples), samples, log_probs, probabilities, None, None)
         samples = d.mode(outputs) if noise is None else d.sample(self.parameters, outputs, noise)
-        log_probs = d.log_prob(self.parameters, outputs, samples)
-        sigma = np.exp(d.log_sigma(self.parameters, outputs))
-        return Acted(d.action(samples), samples, log_probs, None, outputs, sigma)
+        with np.errstate(all="ignore"):  # a deviation beyond all numbers is said as it is
+            log_probs = d.log_prob(self.parameters, outputs, samples)
+            if isinstance(d, DiagonalGaussian):
+                sigma = np.exp(d.log_sigma(self.parameters, outputs))
+                return Acted(d.action(samples), samples, log_probs, None, d.mean(outputs), sigma)
+        probabilities = _probabilities(d, outputs)
+        return Acted(d.action(samples), samples, log_probs, probabilities, None, None)
 
     # --- keeping ---
 
     def header(self) -> PolicyHeader:
         """What stands beside the arrays in a checkpoint."""
+        in_arrays: dict[str, Any] = {"initial_parameters": None}
+        if isinstance(self.spec, LinearPolicySpec | ScorePolicySpec) and isinstance(
+            self.spec.features, TableFeaturesSpec
+        ):
+            in_arrays["features"] = TableFeaturesSpec()
         return PolicyHeader(
-            policy=self.spec.model_copy(update={"initial_parameters": None}),  # they are in the arrays
+            policy=self.spec.model_copy(update=in_arrays),
             observation_space=self.observation_space,
             action_space=self.action_space,
             updates=self.updates,
+            uniform_share=self.uniform_share,
         )
 
     def to_bytes(self) -> bytes:
         """The whole policy as safetensors with a JSON header; `pgengine.load` reads it."""
         probes = _probes(self)
         tensors = {f"parameters.{name}": array for name, array in self.parameters.items()}
+        tensors |= {f"buffers.{name}": array for name, array in self.buffers.items()}
         tensors["probe.outputs"] = self.outputs(probes)
         if self.features is not None:
             tensors["features"] = self.features
@@ -213,8 +342,9 @@ class Policy:
     def copy(self, parameters: dict[str, np.ndarray] | None = None, updates: int | None = None) -> "Policy":
         """The same policy with arrays of its own."""
         arrays = {name: array.copy() for name, array in (parameters or self.parameters).items()}
+        buffers = {name: array.copy() for name, array in self.buffers.items()}
         header = self.header().model_copy(update={"updates": self.updates if updates is None else updates})
-        return Policy(header, arrays, self.features)
+        return Policy(header, arrays, self.features, buffers)
 
     def fits(self, facts: EnvironmentFacts) -> None:
         """Checks that the policy can act in an environment.
@@ -232,29 +362,56 @@ class Policy:
                 )
 
 
+def _probabilities(d: MultiSoftmax | Bernoulli, outputs: np.ndarray) -> np.ndarray | list[np.ndarray]:
+    """Of the values of each component, or of a 1 in each."""
+    if isinstance(d, MultiSoftmax):
+        return [np.exp(table) for table in d.log_probabilities(outputs)]
+    one: np.ndarray = np.exp(d.log_probabilities(outputs)[1])
+    return one
+
+
 _fresh = np.random.default_rng()
 """Seeded by the operating system, for draws that nobody wants to repeat; an address for each would take longer."""
 
 
-def _acting_noise(seed: int | None, N: int, width: int | None) -> np.ndarray:
+def _acting_noise(seed: int | None, N: int, kind: str, width: int | None) -> np.ndarray:
     if seed is None:
-        return _fresh.random(N) if width is None else _fresh.standard_normal((N, width))
+        shape = N if width is None else (N, width)
+        return _fresh.random(shape) if kind == "uniform" else _fresh.standard_normal(shape)
     noise = Noise(seed, "acting", 0)
+    if kind == "normal":
+        return noise.normal("action", 0, N, width or 1)[:, 0]
     if width is None:
         return noise.uniform("action", 0, N)[:, 0]
-    return noise.normal("action", 0, N, width)[:, 0]
+    return noise.uniforms("action", 0, N, width)[:, 0]
 
 
 def _probes(policy: Policy) -> np.ndarray:
-    space = policy.observation_space
+    k = policy.memory
+    if k == 1:
+        return _probe_rows(policy.observation_space, PROBES)
+    rows = _probe_rows(policy.observation_space, PROBES * k)
+    # windows that are full, and windows that have only begun
+    begun = np.arange(k) < k - 1 - np.arange(PROBES)[:, None] % k
+    seen = rows.reshape(PROBES, k, *rows.shape[1:])
+    seen[begun] = mark(policy.observation_space)
+    return seen
+
+
+def _probe_rows(space: Space, N: int) -> np.ndarray:
     if isinstance(space, DiscreteSpace):
-        return space.start + np.arange(PROBES) % space.n
-    flat: np.ndarray = Noise(0, "acting", 0).matrix("probe", 0, (PROBES, space.size))
-    return flat.astype(np.float32).reshape(PROBES, *space.shape)
+        return space.start + np.arange(N) % space.n
+    if isinstance(space, BoxSpace):
+        flat: np.ndarray = Noise(0, "acting", 0).matrix("probe", 0, (N, space.size))
+        return flat.astype(np.float32).reshape(N, *space.shape)
+    n = np.array(space.nvec) if isinstance(space, MultiDiscreteSpace) else np.full(space.n, 2)
+    start = np.array(space.starts) if isinstance(space, MultiDiscreteSpace) else np.zeros(space.n, dtype=np.int64)
+    rows: np.ndarray = start + (np.arange(N)[:, None] + np.arange(len(n))) % n
+    return rows
 
 
 def create_policy(
-    policy: LinearPolicySpec | MlpPolicySpec,
+    policy: PolicySpec,
     environment: EnvironmentSpec,
     facts: EnvironmentFacts,
     *,
@@ -273,20 +430,27 @@ def create_policy(
     Raises:
         SpecError: with a pointer from the root of the policy's spec.
     """
-    policy = resolve_policy(policy, facts)
+    policy = resolve_policy(policy, facts, environment)
     header = PolicyHeader(
         policy=policy, observation_space=facts.observation_space, action_space=facts.action_space, updates=0
     )
-    features = None
-    if isinstance(policy, LinearPolicySpec) and isinstance(environment, TabularSpec):
-        features = TabularMDP(environment).features
-    made = Policy(header, {}, None if features is None else features.astype(np.float32))
+    made = Policy(header, {}, _feature_table(policy, environment, facts))
     if made.size > max_parameters:
         raise SpecError("", "policy_too_large", f"expected at most {max_parameters} parameters, these are {made.size}")
     made.parameters = made.network.initial(Noise(seed, "training", 0)) | made.distribution.initial()
     for name, values in (policy.initial_parameters or {}).items():
         made.parameters[name] = _given(name, values, made.parameters)
     return made
+
+
+def _feature_table(policy: PolicySpec, environment: EnvironmentSpec, facts: EnvironmentFacts) -> np.ndarray | None:
+    """The table that a policy reads: its own, or the one that a finite MDP brings."""
+    if not isinstance(policy, LinearPolicySpec | ScorePolicySpec) or not isinstance(policy.features, TableFeaturesSpec):
+        return None
+    if policy.features.values is not None:
+        return read_feature_table(policy.features.values, facts.observation_space, facts.action_space)
+    features = TabularMDP(environment).features if isinstance(environment, TabularSpec) else None
+    return None if features is None else features.astype(np.float32)
 
 
 def _given(name: str, values: Any, parameters: dict[str, np.ndarray]) -> np.ndarray:
@@ -317,7 +481,10 @@ def load(data: bytes) -> Policy:
         parameters = {
             name.removeprefix("parameters."): array for name, array in tensors.items() if name.startswith("parameters.")
         }
-        policy = Policy(header, parameters, tensors.get("features"))
+        buffers = {
+            name.removeprefix("buffers."): array for name, array in tensors.items() if name.startswith("buffers.")
+        }
+        policy = Policy(header, parameters, tensors.get("features"), buffers)
         _check_shapes(policy)
         outputs = policy.outputs(_probes(policy))
         expected = tensors["probe.outputs"]
@@ -346,13 +513,20 @@ _DAMAGE = (
 
 def _check_shapes(policy: Policy) -> None:
     """Compares before anything is computed: a small file can claim a large network."""
-    if policy.features is not None:
-        spaces = (policy.observation_space, policy.action_space)
-        if policy.features.shape[:2] != tuple(getattr(space, "n", None) for space in spaces):
-            raise CheckpointError("the features of the checkpoint do not belong to its spaces")
+    if policy.features is not None and policy.features.dtype != np.float32:
+        raise CheckpointError("the features of the checkpoint are of another type")
     shapes = {name: array.shape for name, array in policy.parameters.items()}
     if shapes != policy.shapes() or any(array.dtype != np.float32 for array in policy.parameters.values()):
         raise CheckpointError("the parameters of the checkpoint do not belong to its network")
+    space, buffers = policy.observation_space, policy.buffers
+    normalises = policy.spec.normalise_observations and isinstance(space, BoxSpace)
+    expected = buffer_shapes(space) if normalises and isinstance(space, BoxSpace) else {}
+    if {name: array.shape for name, array in buffers.items()} != expected:
+        raise CheckpointError("the buffers of the checkpoint do not belong to its observations")
+    if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in buffers.values()):
+        raise CheckpointError("the buffers of the checkpoint are not numbers")
+    if expected and (buffers[COUNT] < 0 or (buffers[SQUARES] < 0).any()):
+        raise CheckpointError("the buffers of the checkpoint are no counts and squares")
 
 
 def _metadata(data: bytes) -> dict[str, str]:

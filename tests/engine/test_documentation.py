@@ -8,7 +8,7 @@ from typing import get_args
 import pgengine
 from pgengine import labels
 from pgengine.spec import StopSpec, TrainingSpec
-from tests.engine.worlds import bandit
+from tests.engine.worlds import PENDULUM, bandit
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -36,8 +36,11 @@ def test_every_public_function_names_its_arguments_and_errors() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    (update,) = pgengine.train(TrainingSpec(environment=bandit(0.0, 1.0), stop=StopSpec(updates=1)))
-    assert sorted(update.metrics) == sorted(table_names("metrics.md"))
+    measured: set[str] = set()
+    for environment in (bandit(0.0, 1.0), PENDULUM.model_copy(update={"max_episode_steps": 3})):
+        (update,) = pgengine.train(TrainingSpec(environment=environment, stop=StopSpec(updates=1)))
+        measured |= set(update.metrics)
+    assert sorted(measured) == sorted(table_names("metrics.md"))
 
 
 def test_every_reason_of_a_label_is_documented() -> None:

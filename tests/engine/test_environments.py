@@ -1,11 +1,23 @@
 """Environments are described before they are played, and wrong ones are named."""
 
+import re
+import textwrap
+from pathlib import Path
+
+import gymnasium
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 import pgengine
-from pgengine.spaces import BoxSpace, DiscreteSpace, action_schema, observation_schema
+from pgengine.spaces import (
+    BoxSpace,
+    DiscreteSpace,
+    MultiBinarySpace,
+    MultiDiscreteSpace,
+    action_schema,
+    observation_schema,
+)
 from pgengine.spec import GymnasiumSpec, TabularSpec
 from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, random_mdp
 
@@ -95,8 +107,44 @@ def test_nothing_impossible_is_drawn_at_the_edge_of_the_noise() -> None:
     )
     mdp = pgengine.TabularMDP(spec)
     assert mdp.begin(np.array([0, 2**64 - 1], dtype=np.uint64)).tolist() == [1, 1]
-    step = mdp.step(np.array([0, 0]), np.array([0.0, np.nextafter(1.0, 0.0)]))
+    step = mdp.step(np.array([0, 0]), np.array([[0.0], [np.nextafter(1.0, 0.0)]]))
     assert step.observations.tolist() == [0, 2]
+
+
+class Switches(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Shows two dials, the second of which is broken from the third step on, and pays for the switches that are on."""
+
+    observation_space = gymnasium.spaces.MultiDiscrete([3, 4], start=[0, -1])
+    action_space = gymnasium.spaces.MultiBinary(3)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, object]]:
+        self.steps = 0
+        return np.array([2, -1]), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        assert self.action_space.contains(action)
+        self.steps += 1
+        return np.array([0, 3 if self.steps == 3 else 2]), float(action.sum()), False, False, {}
+
+
+gymnasium.register("Switches-v0", entry_point=Switches, max_episode_steps=9)
+
+
+def test_lists_of_integers_are_observed_and_done() -> None:
+    environment = pgengine.open_environment(GymnasiumSpec(id="Switches-v0"))
+    assert environment.facts.observation_space == MultiDiscreteSpace(nvec=[3, 4], start=[0, -1])
+    assert environment.facts.action_space == MultiBinarySpace(n=3)
+    first = environment.begin(np.arange(2, dtype=np.uint64))
+    assert (first.dtype, first.tolist()) == (np.int64, [[2, -1], [2, -1]])
+    actions = np.array([[0, 1, 1], [0, 0, 0]])
+    step = environment.step(actions, None)
+    assert (step.observations.tolist(), step.rewards.tolist()) == ([[0, 2], [0, 2]], [2.0, 0.0])
+    environment.step(actions, None)
+    with pytest.raises(pgengine.EnvironmentFailure, match="outside of its space"):
+        environment.step(actions, None)
 
 
 def test_schemas_of_observations_and_actions() -> None:
@@ -108,3 +156,19 @@ def test_schemas_of_observations_and_actions() -> None:
         "type": "array", "items": {"type": "number", "minimum": -2.0, "maximum": 2.0}, "minItems": 1, "maxItems": 1
     }  # fmt: skip
     assert action_schema(DiscreteSpace(n=3, start=1)) == {"type": "integer", "minimum": 1, "maximum": 3}
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engine" / "environments.md").read_text()
+    examples = re.findall(r"(?:^    .*\n|^\n)+", page, flags=re.MULTILINE)
+    programs = [example for example in examples if "import pgengine" in example]
+    assert len(programs) == 2
+    names: dict[str, object] = {}
+    for program in programs:
+        exec(textwrap.dedent(program), names)
+    lake, step = names["lake"], names["step"]
+    assert isinstance(lake, pgengine.TabularMDP)
+    assert (lake.facts.max_episode_steps, lake.facts.limit_from, lake.facts.exact) == (100, "id", "finite_mdp")
+    assert lake.transitions.shape == (16, 4, 16)
+    assert isinstance(step, pgengine.Step)
+    assert set(step.rewards.tolist()) <= {-1.0, 0.0, 4.0}

@@ -7,12 +7,20 @@ import torch
 
 import pgengine
 from pgengine.distributions import DiagonalGaussian
+from pgengine.environments import EnvironmentFacts
 from pgengine.noise import Noise
 from pgengine.policies import Policy
 from pgengine.policies.networks import open_network
 from pgengine.rollout import rollout
-from pgengine.spaces import BoxSpace, DiscreteSpace
-from pgengine.spec import GaussianSpec, GymnasiumSpec, LinearPolicySpec, MlpPolicySpec
+from pgengine.spaces import BoxSpace, DiscreteSpace, Space
+from pgengine.spec import (
+    GaussianSpec,
+    GymnasiumSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    PolynomialFeaturesSpec,
+    TableFeaturesSpec,
+)
 from tests.engine.worlds import CARTPOLE, PENDULUM
 
 SHIFTED = DiscreteSpace(n=3, start=2)
@@ -178,3 +186,63 @@ def test_acting_with_the_mode_gives_the_mean() -> None:
     acted = swinging().act(np.zeros((4, 3), dtype=np.float32), deterministic=True)
     assert acted.samples.tolist() == acted.actions.tolist() == [[0.75]] * 4
     assert acted.log_probs.tolist() == pytest.approx([2.0 - 0.5 * np.log(2 * np.pi)] * 4)
+
+
+# --- scores in closed form --------------------------------------------------------------------------------------------
+
+
+def score(policy: Policy, x: np.ndarray, sample: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradient of the log-probability of one sample, by torch in float64."""
+    tensors = {n: torch.tensor(a, dtype=torch.float64, requires_grad=True) for n, a in policy.parameters.items()}
+    encoded, raw = torch.as_tensor(policy.encode(x)), torch.as_tensor(sample)
+    encoded = encoded.double() if encoded.is_floating_point() else encoded
+    policy.log_prob(tensors, encoded, raw.double() if raw.is_floating_point() else raw).sum().backward()
+    return {name: np.asarray(tensor.grad) for name, tensor in tensors.items()}
+
+
+def policy_of(spec: LinearPolicySpec, observations: Space, actions: Space) -> Policy:
+    facts = EnvironmentFacts(
+        observation_space=observations, action_space=actions, max_episode_steps=10, limit_from="declared"
+    )
+    policy = pgengine.create_policy(spec, CARTPOLE, facts, seed=0)
+    policy.parameters = filled(policy.parameters)
+    return policy
+
+
+def test_the_score_of_a_linear_gaussian_in_the_plane_is_the_closed_form() -> None:
+    """x(s) (a - theta' x(s))' / sigma^2 by theta, ((a - mu) / sigma)^2 - 1 by log sigma.
+
+    Source: Bereyhi, chapter 5, Gaussian policy N(theta' x(s), sigma^2).
+    """
+    policy = policy_of(LinearPolicySpec(), PLANE, PLANE)
+    x, a = np.float32([[0.7, -1.2]]), np.float32([[0.4, 2.0]])
+    theta, log_sigma = policy.parameters["theta"].astype(float), policy.parameters["log_sigma"].astype(float)
+    features = np.array([*x[0].astype(float), 1.0])
+    z = (a[0] - features @ theta) / np.exp(log_sigma)
+    found = score(policy, x, a)
+    assert np.allclose(found["theta"], np.outer(features, z / np.exp(log_sigma)), rtol=1e-9)
+    assert np.allclose(found["log_sigma"], z**2 - 1, rtol=1e-9)
+
+
+def test_the_score_of_a_linear_softmax_is_the_feature_less_its_mean() -> None:
+    """x(s, a) - sum_b pi(b|s) x(s, b). Source: Bereyhi, chapter 5, linear softmax."""
+    space, actions = DiscreteSpace(n=2), DiscreteSpace(n=3)
+    table = np.random.default_rng(8).normal(size=(2, 3, 4))
+    policy = policy_of(LinearPolicySpec(features=TableFeaturesSpec(values=table.tolist())), space, actions)
+    features = table.astype(np.float32).astype(float)[1]
+    scores = features @ policy.parameters["theta"].astype(float)
+    pi = np.exp(scores) / np.exp(scores).sum()
+    for a in range(3):
+        expected = features[a] - pi @ features
+        assert np.allclose(score(policy, np.array([1]), np.array([a]))["theta"], expected, rtol=1e-9)
+
+
+def test_the_score_of_a_crossed_softmax_is_the_feature_times_the_surprise() -> None:
+    """x(s) (1{a = b} - pi(b|s)) in column b. Source: Bereyhi, chapter 5, softmax policy."""
+    policy = policy_of(LinearPolicySpec(features=PolynomialFeaturesSpec(degree=2)), PLANE, DiscreteSpace(n=3))
+    x = np.float32([[0.5, -1.0]])
+    features = np.array([1.0, 0.5, -1.0, 0.25, -0.5, 1.0])
+    scores = features @ policy.parameters["theta"].astype(float)
+    pi = np.exp(scores) / np.exp(scores).sum()
+    found = score(policy, x, np.array([2]))["theta"]
+    assert np.allclose(found, np.outer(features, np.eye(3)[2] - pi), rtol=1e-9)

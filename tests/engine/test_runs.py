@@ -1,13 +1,15 @@
 """One update against formulas written by hand, and what a run remembers, proves and refuses."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import pgengine
-from pgengine.estimators import step_weights
+from pgengine.estimation import ROWS_AT_ONCE
+from pgengine.estimators import BatchRows, step_weights
 from pgengine.evaluation import lower_bound
 from pgengine.exact import log_policy, parameters_in_double
 from pgengine.noise import Noise
@@ -24,7 +26,7 @@ from pgengine.spec import (
     TabularSpec,
     TrainingSpec,
 )
-from pgengine.training import ROWS_AT_ONCE, SELECTION_PAUSE
+from pgengine.training import SELECTION_PAUSE
 from tests.engine.worlds import bandit, random_mdp, table_policy
 
 Trained = list[pgengine.Update]
@@ -42,7 +44,7 @@ def estimate(spec: TrainingSpec, policy: Policy) -> np.ndarray:
     algorithm = pgengine.resolve(spec, pgengine.describe(spec.environment)).algorithm
     theta = parameters_in_double(policy)
     log_pi = log_policy(policy, theta)[batch.observations, batch.samples]
-    weights = torch.as_tensor(step_weights(batch.rewards, batch.offsets, algorithm))
+    weights = torch.as_tensor(step_weights(BatchRows(batch.rewards, batch.offsets), algorithm).score)
     (gradient,) = torch.autograd.grad((weights * log_pi).sum(), list(theta.values()))
     return gradient.numpy()
 
@@ -260,3 +262,18 @@ def test_a_parameter_that_is_not_finite_is_divergence() -> None:
     assert next(run).metrics["gradient_norm"] > 0
     with pytest.raises(pgengine.DivergedError, match=r"the parameter theta is not finite in update 2 \(seed 4\)"):
         next(run)
+
+
+# --- what earlier versions have written -------------------------------------------------------------------------------
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def test_a_run_of_the_first_version_goes_on() -> None:
+    """State after 3 of 6 updates, its spec, and the policy with which that version ended."""
+    spec = TrainingSpec.model_validate_json((FIXTURES / "training_spec_version_1.json").read_text())
+    state = (FIXTURES / "state_version_1.safetensors").read_bytes()
+    ended = pgengine.load((FIXTURES / "policy_after_version_1.safetensors").read_bytes())
+    updates = list(pgengine.train(spec, resume_from=state))
+    assert [update.updates for update in updates] == [4, 5, 6]
+    assert np.allclose(updates[-1].policy.parameters["theta"], ended.parameters["theta"], atol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pgengine
-from pgengine.estimators import step_weights
+from pgengine.estimators import BatchRows, step_weights
 from pgengine.exact import log_policy, parameters_in_double
 from pgengine.noise import Noise
 from pgengine.rollout import rollout
@@ -58,7 +58,7 @@ def test_a_step_of_sgd_is_the_estimate_in_double_precision() -> None:
     batch = rollout(policy, pgengine.open_environment(spec), Noise(8, "training", 0), 40)
     theta = parameters_in_double(policy)
     log_pi = log_policy(policy, theta)[batch.observations, batch.samples]
-    weights = torch.as_tensor(step_weights(batch.rewards, batch.offsets, resolved))
+    weights = torch.as_tensor(step_weights(BatchRows(batch.rewards, batch.offsets), resolved).score)
     (estimate,) = torch.autograd.grad((weights * log_pi).sum(), list(theta.values()))
     step = update.policy.parameters["theta"].astype(np.float64) - policy.parameters["theta"]
     assert np.allclose(step, estimate, atol=1e-6)
@@ -160,7 +160,7 @@ class Corridor:
         max_episode_steps=6,
         limit_from="declared",
     )
-    takes_noise = False
+    uniforms = 0
 
     def begin(self, noise: np.ndarray) -> np.ndarray:
         self.at, self.steps = np.zeros(len(noise), dtype=np.int64), 0

@@ -23,6 +23,40 @@ def random_mdp(seed: int, *, S: int = 3, A: int = 2, horizon: int = 3, terminal:
     )
 
 
+def small_mdp(seed: int, *, horizon: int = 3, starts: int = 2) -> TabularSpec:
+    """Three actions, of which one goes on, one ends at random and one ends; episodes of 1 to `horizon` steps.
+
+    22 trajectories from one start at horizon 3, so that all batches of three can be gone through.
+    """
+    generator = np.random.default_rng(seed)
+    on, over = [0.0, 0.0], 1.0
+    to_first, to_second = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
+    q = np.round(generator.uniform(0.3, 0.7, size=2), 3)
+    return TabularSpec(
+        transitions=[
+            [to_second, [0.0, float(q[0]), 1.0 - float(q[0])], [*on, over]],
+            [to_first, [float(q[1]), 0.0, 1.0 - float(q[1])], [*on, over]],
+            [[*on, over]] * 3,
+        ],
+        transition_rewards=np.round(generator.normal(size=(3, 3, 3)), 3).tolist(),
+        initial=[0.6, 0.4, 0.0] if starts == 2 else [1.0, 0.0, 0.0],
+        terminal=[2],
+        horizon=horizon,
+    )
+
+
+def steady_mdp(seed: int, *, horizon: int = 2) -> TabularSpec:
+    """Two states, three actions, no end before the horizon: all episodes are equally long."""
+    generator = np.random.default_rng(seed)
+    stay, leave = [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]
+    return TabularSpec(
+        transitions=[[stay[s], leave[s], stay[s]] for s in range(2)],
+        rewards=np.round(generator.normal(size=(2, 3)), 3).tolist(),
+        initial=[0.6, 0.4],
+        horizon=horizon,
+    )
+
+
 def table_policy(spec: TabularSpec, seed: int = 0) -> pgengine.Policy:
     """A softmax table with random scores, so that no action is symmetric to another."""
     S, A = len(spec.transitions), len(spec.transitions[0])
