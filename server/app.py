@@ -35,8 +35,10 @@ from server.errors import (
     Unavailable,
     problem,
 )
+from server.jobs import checks
 from server.jobs import routes as jobs
 from server.jobs import store as job_store
+from server.jobs.engine import Engine
 from server.jobs.tail import Tail
 from server.keys import store as keys
 from server.metrics import CONTENT_TYPE, Metrics
@@ -73,9 +75,11 @@ class Application(Gate):
             database, metrics=metrics, max_batch=settings.max_act_batch, max_depth=settings.max_body_depth
         )
         upkeep = _Upkeep(database, settings)
+        self._engine = Engine(settings)
         self.fastapi = _fastapi(_lifespan(self._tail, act, upkeep))
         state = self.fastapi.state
         state.settings, state.database, state.metrics, state.tail = settings, database, metrics, self._tail
+        state.engine = self._engine
         state.environments = AllowList(settings.environments, settings.environment_modules)
         super().__init__(
             self.fastapi,
@@ -87,8 +91,12 @@ class Application(Gate):
         )
 
     def stop(self) -> None:
-        """End all event streams at once; may be called from a signal handler or another thread."""
+        """End at once what could go on for long: event streams, and questions to the engine.
+
+        May be called from a signal handler or another thread.
+        """
         self._tail.close()
+        self._engine.close()
 
 
 def create_app(settings: Settings, database: Database) -> Application:
@@ -208,7 +216,14 @@ def _fastapi(lifespan: Any) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    for router in (environments.router, policies.router, jobs.router, checkpoints.router, _probes):
+    for router in (
+        environments.router,
+        policies.router,
+        jobs.router,
+        checks.router,
+        checkpoints.router,
+        _probes,
+    ):
         app.include_router(router)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(SpecError, _on_spec_error)

@@ -20,7 +20,8 @@
     ├── IdempotencyKeyReused    422  idempotency_key_reused
     ├── TooManyRequests         429  too_many_requests
     ├── InternalError           500  internal
-    └── Unavailable             503  unavailable
+    ├── Unavailable             503  unavailable
+    └── TookTooLong             503  took_too_long
 
 The leaves of this tree are the closed list of codes; docs/errors.md explains each one.
 """
@@ -50,6 +51,7 @@ __all__ = [
     "PayloadTooLarge",
     "PolicyBusy",
     "TooManyRequests",
+    "TookTooLong",
     "Unauthorized",
     "Unavailable",
     "UnsupportedMediaType",
@@ -239,7 +241,7 @@ class IdempotencyKeyReused(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """A bound on what runs at once, such as PGENGINE_MAX_STREAMS, is reached."""
+    """A bound on what runs at once, such as PGENGINE_MAX_STREAMS or PGENGINE_MAX_EXPLANATIONS, is reached."""
 
     status = 429
     code = "too_many_requests"
@@ -262,6 +264,15 @@ class Unavailable(ApiError):
     code = "unavailable"
     title = "The server cannot answer now."
     default_headers = {"retry-after": "1"}
+
+
+class TookTooLong(ApiError):
+    """The engine did not answer within PGENGINE_EXPLAIN_SECONDS; it would not do so the next time either."""
+
+    status = 503
+    code = "took_too_long"
+    title = "The answer takes too long."
+    default_headers = {"x-should-retry": "false"}
 
 
 def error_types() -> Iterator[type[ApiError]]:

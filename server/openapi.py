@@ -39,6 +39,7 @@ The shortest job that works well is `{"environment": {"kind": "gymnasium", "id":
 
 TAGS = {
     "training jobs": "Requests to train a policy: created, followed, cancelled.",
+    "gradient checks": "Are estimators what their labels say? Compared with the exact gradient.",
     "policies": "What is trained and asked for actions.",
     "environments": "What policies learn in.",
     "checkpoints": "Policies as they were after so many updates.",
@@ -105,12 +106,16 @@ def _errors_of(path: str, method: str, operation: dict[str, Any]) -> Iterator[ty
         yield NotFound
     if "requestBody" in operation:
         yield from (PayloadTooLarge, UnsupportedMediaType)
-    if method == "delete" or (path.startswith("/v1/training-jobs") and method == "post"):
+    if method == "delete" or (path.startswith(("/v1/training-jobs", "/v1/gradient-checks")) and method == "post"):
         yield Conflict
     if path.endswith(("/events", "/metrics")):
         yield NotAcceptable
-    if path.endswith("/events"):
+    if path.endswith("/events") or operation["operationId"] in _ASKING:
         yield TooManyRequests
+
+
+_ASKING = ("explain_training_job_update", "create_gradient_check")
+"""Operations that ask the engine in a program of its own."""
 
 
 def _response(error: type[ApiError]) -> dict[str, Any]:

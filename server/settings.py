@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-__all__ = ["Settings", "is_loopback"]
+__all__ = ["Settings", "is_loopback", "program_environment"]
 
 Names = Annotated[list[str], NoDecode]  # comma-separated in the environment, not JSON
 
@@ -26,6 +26,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+SECRETS = ("PGENGINE_DATABASE_URL", "PGENGINE_API_KEY")
+"""What a program that computes does not inherit: it has no business with the database or with keys."""
+
+
+def program_environment(threads: int) -> dict[str, str]:
+    """Environment variables of a program that computes, with so many threads."""
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    # the numeric libraries read these when they are loaded
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return inherited | counts
 
 
 def _default_database_url(data: dict[str, Any]) -> str:
@@ -105,6 +117,10 @@ class Settings(BaseSettings):
     """Most observations in one request for actions."""
     max_streams: Annotated[int, Field(ge=1, le=100_000)] = 2000
     """Most event streams open at once in one API process."""
+    explain_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """How long the engine may take to explain an update, or to look at a gradient check before it is queued."""
+    max_explanations: Annotated[int, Field(ge=1, le=256)] = 2
+    """Most such questions to the engine that are answered at once in one API process; each is a program of its own."""
     max_policy_parameters: Annotated[int, Field(ge=1, le=10**9)] = 5_000_000
     """Most numbers in one policy."""
 

@@ -36,7 +36,7 @@ __all__ = [
     "Policy",
 ]
 
-JOB_KINDS = ("training",)
+JOB_KINDS = ("training", "gradient_check")
 JOB_STATUSES = ("queued", "running", "pausing", "paused", "cancelling", "cancelled", "succeeded", "failed")
 TERMINAL_STATUSES = ("cancelled", "succeeded", "failed")
 EVENT_TYPES = ("status", "metrics", "checkpoint", "evaluation", "log", "rewind")
@@ -125,9 +125,14 @@ class Job(NamingBase):
         CheckConstraint("attempt >= 1 AND max_attempts >= 1", name="attempt"),
         CheckConstraint("token >= 0 AND next_seq >= 1", name="token"),
         CheckConstraint("fraction >= 0 AND fraction <= 1", name="fraction"),
+        # what trains is a policy; a gradient check may describe one that is not stored
+        CheckConstraint("kind != 'training' OR policy_id IS NOT NULL", name="policy"),
+        # an ended job holds no checkpoint
+        CheckConstraint("checkpoint_id IS NULL OR finished_at IS NULL", name="checkpoint"),
         Index(None, "status", "queued_at"),
         Index(None, "policy_id"),
         Index(None, "environment_id"),
+        Index(None, "checkpoint_id"),
         # at most one training job of a policy is at work
         Index(
             "uq_job_policy_id_training_active",
@@ -142,8 +147,11 @@ class Job(NamingBase):
     kind: Mapped[str] = mapped_column(String(32))
     name: Mapped[str | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
-    policy_id: Mapped[str] = mapped_column(ForeignKey("policy.id", ondelete="RESTRICT"))
+    policy_id: Mapped[str | None] = mapped_column(ForeignKey("policy.id", ondelete="RESTRICT"))
     environment_id: Mapped[str] = mapped_column(ForeignKey("environment.id", ondelete="RESTRICT"))
+    # what it reads beside its policy's latest one; held until it ends. Checkpoints refer to jobs too, so one of the
+    # two references is made after the tables
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id", ondelete="RESTRICT", use_alter=True))
     spec: Mapped[dict[str, Any]]
     label: Mapped[dict[str, Any]]
     status: Mapped[str] = mapped_column(String(32), default="queued")

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, Select, func, select, type_coerce, update
 from sqlalchemy import delete as delete_from
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from server.database import now
@@ -19,7 +20,20 @@ from server.ids import new_id
 from server.pages import PageQuery, Slice, fetch
 from server.tables import Checkpoint, CheckpointContent, Policy
 
-__all__ = ["Checkpoint", "Heads", "best", "content", "get", "heads", "latest", "list_", "put", "state"]
+__all__ = [
+    "Checkpoint",
+    "Heads",
+    "best",
+    "content",
+    "content_after",
+    "get",
+    "heads",
+    "latest",
+    "list_",
+    "put",
+    "state",
+    "state_before",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +77,7 @@ def put(
     digest = digest or sha256(policy_bytes).hexdigest()
     row = session.scalar(_of(policy_id).where(Checkpoint.updates == updates).with_for_update())
     if row is not None and row.sha256 != digest:
-        session.execute(delete_from(Checkpoint).where(Checkpoint.id == row.id))
-        session.expunge(row)
+        _replace(session, row)
         row = None
     if row is None:
         row = _insert(session, policy_id, updates, policy_bytes, digest)
@@ -78,13 +91,18 @@ def put(
     return row
 
 
-def get(session: Session, checkpoint_id: str) -> Checkpoint:
+def get(session: Session, checkpoint_id: str, *, hold: bool = False) -> Checkpoint:
     """The checkpoint, without its bytes.
+
+    Args:
+        session: A transaction.
+        checkpoint_id: Its id.
+        hold: Whether it must not be deleted before the (writing) transaction ends.
 
     Raises:
         NotFound: if there is none with this id.
     """
-    row = session.get(Checkpoint, checkpoint_id)
+    row = session.get(Checkpoint, checkpoint_id, with_for_update={"read": True, "key_share": True} if hold else None)
     if row is None:
         raise NotFound("There is no checkpoint with this id.")
     return row
@@ -163,6 +181,30 @@ def content(session: Session, checkpoint_id: str) -> bytes:
     return found
 
 
+def content_after(session: Session, policy_id: str, updates: int) -> bytes:
+    """The bytes of a policy as it was after so many updates.
+
+    Raises:
+        NotFound: if no checkpoint of it was kept then.
+    """
+    row = session.scalar(_of(policy_id).where(Checkpoint.updates == updates))
+    if row is None:
+        raise NotFound("The checkpoint from which the job began is gone.")
+    return content(session, row.id)
+
+
+def state_before(session: Session, job_id: str, update: int) -> bytes | None:
+    """The newest state that a job has kept from before an update, if it has kept any."""
+    return session.scalar(
+        select(CheckpointContent.state_bytes)
+        .join(Checkpoint, Checkpoint.id == CheckpointContent.checkpoint_id)
+        .where(Checkpoint.job_id == job_id, Checkpoint.replica == 0, Checkpoint.updates < update)
+        .where(CheckpointContent.state_bytes.is_not(None))
+        .order_by(Checkpoint.updates.desc())
+        .limit(1)
+    )
+
+
 def state(session: Session, checkpoint_id: str) -> bytes | None:
     """What a job resumes from, if it is still kept."""
     return session.scalar(select(CheckpointContent.state_bytes).where(CheckpointContent.checkpoint_id == checkpoint_id))
@@ -175,6 +217,22 @@ def _of(policy_id: str) -> Select[Checkpoint]:
 def _mean_return(entity: type[Checkpoint]) -> ColumnElement[float]:
     mean_return: ColumnElement[float] = type_coerce(entity.evaluation, JSON)["mean_return"].as_float()
     return mean_return
+
+
+def _replace(session: Session, row: Checkpoint) -> None:
+    """Makes room for another checkpoint after as many updates.
+
+    One that a job holds cannot be deleted; it stays beside the new one, as a replica that is neither latest nor best.
+    """
+    try:
+        with session.begin_nested():
+            session.execute(delete_from(Checkpoint).where(Checkpoint.id == row.id))
+    except IntegrityError:
+        others = (Checkpoint.policy_id == row.policy_id, Checkpoint.updates == row.updates)
+        row.replica = 1 + (session.scalar(select(func.max(Checkpoint.replica)).where(*others)) or 0)
+        session.flush()
+        return
+    session.expunge(row)
 
 
 def _insert(session: Session, policy_id: str, updates: int, policy_bytes: bytes, digest: str) -> Checkpoint:

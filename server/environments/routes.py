@@ -1,7 +1,7 @@
 """Environment types and environments over HTTP."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from pydantic import TypeAdapter
@@ -10,12 +10,14 @@ from sqlalchemy.orm import Session
 from pgengine.environments import EnvironmentFacts
 from pgengine.errors import SpecError
 from pgengine.spaces import action_schema, observation_schema
-from pgengine.spec import GymnasiumSpec, TabularSpec
+from pgengine.spec import EnvironmentSpec, LqrSpec, TabularSpec
 from server.database import Database
 from server.environments import store
 from server.environments.schemas import (
     BANDIT,
     CARTPOLE,
+    FROZEN_LAKE,
+    LQR,
     Environment,
     EnvironmentCreate,
     EnvironmentSummary,
@@ -49,7 +51,7 @@ Id = Annotated[EnvironmentId, Path(description="Id of an environment.")]
 def list_environment_types(allowed: Allowed) -> Page[EnvironmentType]:
     """The registered ids and the other kinds that this server makes, with spaces and arguments."""
     types = [_type_body(one) for one in allowed.types()]
-    return Page(data=[*types, _tabular_type()], has_more=False, next_cursor=None)
+    return Page(data=[*types, _own_type("tabular"), _own_type("lqr")], has_more=False, next_cursor=None)
 
 
 @router.post(
@@ -66,7 +68,9 @@ def create_environment(
         Body(
             openapi_examples={
                 "gymnasium": {"summary": "A registered id", "value": CARTPOLE},
+                "table": {"summary": "A registered id that publishes its table", "value": FROZEN_LAKE},
                 "tabular": {"summary": "A finite MDP", "value": BANDIT},
+                "lqr": {"summary": "A linear system with quadratic costs", "value": LQR},
             }
         ),
     ],
@@ -123,7 +127,7 @@ def delete_environment(environment_id: Id, database: Db) -> None:
         store.delete(session, environment_id)
 
 
-def _environment_body(row: Row, spec: GymnasiumSpec | TabularSpec) -> Environment:
+def _environment_body(row: Row, spec: EnvironmentSpec) -> Environment:
     """A stored environment as it is published."""
     facts = store.facts_of(row)
     return Environment(id=row.id, spec=spec, created_at=row.created_at, **_published(facts))
@@ -139,12 +143,12 @@ class Known:
         reference: Its id, or what to store where the body describes it.
     """
 
-    spec: GymnasiumSpec | TabularSpec = field(repr=False)
+    spec: EnvironmentSpec = field(repr=False)
     facts: EnvironmentFacts = field(repr=False)
     reference: str | store.Described
 
 
-def known(database: Database, reference: str | GymnasiumSpec | TabularSpec, allowed: AllowList) -> Known:
+def known(database: Database, reference: str | EnvironmentSpec, allowed: AllowList) -> Known:
     """The environment that a body names or describes under `environment`.
 
     Raises:
@@ -154,7 +158,7 @@ def known(database: Database, reference: str | GymnasiumSpec | TabularSpec, allo
     with database.read() as session:
         if isinstance(reference, str):
             row = _named(session, reference)
-            return Known(store.spec_of(row), store.facts_of(row), reference)
+            return Known(store.spec_of(row), store.current_facts_of(row), reference)
         try:
             described = store.described(session, reference, allowed=allowed)
         except SpecError as error:
@@ -194,13 +198,16 @@ def _published(facts: EnvironmentFacts) -> dict[str, Any]:
         "limit_from": facts.limit_from,
         "episode_length": facts.episode_length,
         "reward_threshold": facts.reward_threshold,
+        "exact": facts.exact,
+        "state_names": facts.state_names,
+        "action_names": facts.action_names,
     }
 
 
 def _summary(row: Row, gymnasium_id: str | None) -> EnvironmentSummary:
     return EnvironmentSummary(
         id=row.id,
-        kind="tabular" if gymnasium_id is None else "gymnasium",
+        kind=store.kind_of(row),
         gymnasium_id=gymnasium_id,
         max_episode_steps=row.facts["max_episode_steps"],
         created_at=row.created_at,
@@ -219,13 +226,16 @@ def _type_body(one: GymnasiumType) -> EnvironmentType:
     )
 
 
-def _tabular_type() -> EnvironmentType:
+_OWN: dict[Literal["tabular", "lqr"], Any] = {"tabular": TabularSpec, "lqr": LqrSpec}
+
+
+def _own_type(kind: Literal["tabular", "lqr"]) -> EnvironmentType:
     return EnvironmentType(
-        kind="tabular",
+        kind=kind,
         id=None,
         observation_space=None,
         action_space=None,
         max_episode_steps=None,
         reward_threshold=None,
-        arguments=TypeAdapter(TabularSpec).json_schema(),
+        arguments=TypeAdapter(_OWN[kind]).json_schema(),
     )

@@ -14,6 +14,8 @@ from server.request import Answer
 __all__ = [
     "BANDIT",
     "CARTPOLE",
+    "FROZEN_LAKE",
+    "LQR",
     "Environment",
     "EnvironmentBody",
     "EnvironmentCreate",
@@ -33,6 +35,19 @@ BANDIT = {
     "horizon": 1,
 }
 """A bandit with two arms, as an example of a finite MDP."""
+
+FROZEN_LAKE = {"kind": "gymnasium", "id": "FrozenLake-v1", "arguments": {"is_slippery": True}}
+"""A registered id that publishes its table, so that its gradient is known exactly."""
+LQR = {
+    "kind": "lqr",
+    "dynamics": [[1.0, 0.1], [0.0, 1.0]],
+    "control": [[0.0], [0.1]],
+    "state_cost": [[1.0, 0.0], [0.0, 0.1]],
+    "action_cost": [[0.01]],
+    "noise_deviation": [0.0, 0.05],
+    "horizon": 50,
+}
+"""A mass that is pushed to the middle, as an example of a linear system with quadratic costs."""
 
 
 def id_or_inline(value: Any) -> str | None:
@@ -76,7 +91,7 @@ class EnvironmentSummary(Answer):
     """Always `environment`."""
     id: EnvironmentId
     """Its id."""
-    kind: Literal["gymnasium", "tabular"]
+    kind: Literal["gymnasium", "tabular", "lqr"]
     """Which kind of environment it is."""
     gymnasium_id: str | None
     """The registered id, null for other kinds."""
@@ -105,12 +120,19 @@ class Environment(Answer):
     """JSON Schema of one action."""
     max_episode_steps: int
     """Episode limit in environment steps, part of the objective."""
-    limit_from: Literal["id", "declared", "horizon"]
-    """Who set the limit: the registered id, the request, or the horizon of a finite MDP."""
+    limit_from: Literal["id", "declared", "horizon", "none"]
+    """Who set the limit: the registered id, the request, the horizon of a finite MDP or a linear system, or nobody:
+    `max_episode_steps` is then the most that is ever played."""
     episode_length: Literal["fixed", "varying"]
     """Whether all episodes are known to take the same number of steps."""
     reward_threshold: float | None
     """Mean return at which the registered id counts as solved; the default of `stop.target_return`."""
+    exact: Literal["finite_mdp", "lqr"] | None
+    """What its exact gradient is known by, so that estimators can be checked against it; null if it is not."""
+    state_names: list[str] | None
+    """What people call the observations of a finite MDP."""
+    action_names: list[str] | None
+    """What people call the actions."""
     created_at: datetime
     """When it was created."""
 
@@ -120,7 +142,7 @@ class EnvironmentType(Answer):
 
     object: Literal["environment_type"] = "environment_type"
     """Always `environment_type`."""
-    kind: Literal["gymnasium", "tabular"]
+    kind: Literal["gymnasium", "tabular", "lqr"]
     """The `kind` to send."""
     id: str | None
     """The registered `id` to send, null for other kinds."""

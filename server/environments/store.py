@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from sqlalchemy import delete as delete_from
@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from pgengine.environments import EnvironmentFacts, describe
-from pgengine.spec import EnvironmentSpec, GymnasiumSpec, TabularSpec
+from pgengine.spec import EnvironmentSpec
 from server.database import JsonText, now
 from server.environments.types import AllowList
 from server.errors import InUse, NotFound
@@ -25,17 +25,19 @@ from server.tables import Environment
 __all__ = [
     "Described",
     "Environment",
+    "current_facts_of",
     "delete",
     "described",
     "ensure",
     "facts_of",
     "get",
     "gymnasium_ids",
+    "kind_of",
     "list_",
     "spec_of",
 ]
 
-_SPEC: TypeAdapter[GymnasiumSpec | TabularSpec] = TypeAdapter(EnvironmentSpec)
+_SPEC: TypeAdapter[EnvironmentSpec] = TypeAdapter(EnvironmentSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,13 @@ class Described:
         content_hash: Tells identical ones.
     """
 
-    spec: GymnasiumSpec | TabularSpec = field(repr=False)
+    spec: EnvironmentSpec = field(repr=False)
     facts: EnvironmentFacts = field(repr=False)
     content: JsonText = field(repr=False)
     content_hash: str
 
 
-def described(session: Session, spec: GymnasiumSpec | TabularSpec, *, allowed: AllowList) -> Described:
+def described(session: Session, spec: EnvironmentSpec, *, allowed: AllowList) -> Described:
     """What is known of an environment: read if it is stored, else found out by making it once.
 
     Making one and writing out its tables may take seconds, so it is done before the writing transaction and not in it.
@@ -73,7 +75,7 @@ def described(session: Session, spec: GymnasiumSpec | TabularSpec, *, allowed: A
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     content_hash = sha256(canonical.encode()).hexdigest()
     row = _with_hash(session, content_hash)
-    known = describe(spec) if row is None else facts_of(row)
+    known = describe(spec) if row is None or _is_short(row) else facts_of(row)
     # the fields in their own order, as they are published
     text = JsonText(json.dumps(content, allow_nan=False, separators=(",", ":")))
     return Described(spec, known, text, content_hash)
@@ -127,7 +129,7 @@ def list_(session: Session, query: PageQuery) -> Slice[Environment]:
 
 def gymnasium_ids(session: Session, rows: Sequence[Environment]) -> dict[str, str]:
     """The registered ids of those environments that have one, in one query that reads no tables of a finite MDP."""
-    registered = [row.id for row in rows if facts_of(row).limit_from != "horizon"]
+    registered = [row.id for row in rows if kind_of(row) == "gymnasium"]
     specs = session.execute(select(Environment.id, Environment.spec).where(Environment.id.in_(registered)))
     return {environment_id: spec["id"] for environment_id, spec in specs}
 
@@ -143,10 +145,10 @@ def delete(session: Session, environment_id: str) -> None:
     try:
         session.execute(delete_from(Environment).where(Environment.id == row.id))
     except IntegrityError as error:
-        raise InUse("Policies or training jobs refer to this environment; delete them first.") from error
+        raise InUse("Policies or jobs refer to this environment; delete them first.") from error
 
 
-def spec_of(row: Environment) -> GymnasiumSpec | TabularSpec:
+def spec_of(row: Environment) -> EnvironmentSpec:
     """What the environment was made from; asked in the transaction that the row comes from."""
     return _SPEC.validate_python(row.spec)
 
@@ -154,6 +156,23 @@ def spec_of(row: Environment) -> GymnasiumSpec | TabularSpec:
 def facts_of(row: Environment) -> EnvironmentFacts:
     """What is known of the environment."""
     return EnvironmentFacts.model_validate(row.facts)
+
+
+def current_facts_of(row: Environment) -> EnvironmentFacts:
+    """What is known of the environment, found out again if an earlier version knew less when it was stored."""
+    return describe(spec_of(row)) if _is_short(row) else facts_of(row)
+
+
+def kind_of(row: Environment) -> Literal["gymnasium", "tabular", "lqr"]:
+    """Which kind of environment it is, without reading its spec."""
+    facts = facts_of(row)
+    if facts.limit_from in ("id", "declared"):
+        return "gymnasium"
+    return "lqr" if facts.exact == "lqr" else "tabular"
+
+
+def _is_short(row: Environment) -> bool:
+    return "exact" not in row.facts
 
 
 def _with_hash(session: Session, content_hash: str) -> Environment | None:

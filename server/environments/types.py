@@ -1,8 +1,8 @@
 """Which environments may be used here, and with which arguments: the server's allow-list.
 
-Built in are the newest versions of Gymnasium's classic-control and toy-text ids, which need no extra package; the
-operator adds others. The engine itself takes any id, because who calls it can run code anyway; a client of the server
-cannot, and must not be able to.
+Built in are the newest versions of Gymnasium's classic-control and toy-text ids, which need no extra package, and the
+engine's own; the operator adds others. The engine itself takes any id, because who calls it can run code anyway; a
+client of the server cannot, and must not be able to.
 """
 
 import inspect
@@ -16,13 +16,13 @@ from threading import Lock
 from types import UnionType
 from typing import Any
 
-from pgengine.environments import EnvironmentFacts, describe
+from pgengine.environments import EnvironmentFacts, describe, register_own_ids
 from pgengine.errors import SpecError
-from pgengine.spec import GymnasiumSpec, TabularSpec
+from pgengine.spec import EnvironmentSpec, GymnasiumSpec
 
 __all__ = ["AllowList", "GymnasiumType", "ModuleNotImported"]
 
-_BUILT_IN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+_BUILT_IN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.", "pgengine.environments.")
 _SCALARS: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 _REACHES_FILES = re.compile(r"path|file|dir(ectory)?$|url|module|class|callable|function")
 _REFUSED = frozenset({"self", "render_mode", "max_episode_steps", "disable_env_checker"})
@@ -78,13 +78,13 @@ class AllowList:
         self._types: list[GymnasiumType] | None = None
         self._lock = Lock()
 
-    def check(self, spec: GymnasiumSpec | TabularSpec) -> None:
+    def check(self, spec: EnvironmentSpec) -> None:
         """Whether this server makes the environment.
 
         Raises:
             SpecError: if the id is not on the list, or an argument is not one of its own.
         """
-        if isinstance(spec, TabularSpec):
+        if not isinstance(spec, GymnasiumSpec):
             return
         if spec.id not in self.ids:
             raise SpecError(
@@ -129,6 +129,7 @@ def _type(environment_id: str) -> GymnasiumType | None:
 def _built_in_ids() -> frozenset[str]:
     from gymnasium.envs.registration import find_highest_version, registry
 
+    register_own_ids()
     return frozenset(
         spec.id
         for spec in registry.values()

@@ -18,7 +18,7 @@ from sqlalchemy import delete as delete_from
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from server.jobs.reports import Measured
+from server.jobs.reports import JobKind, Measured
 from server.tables import EVENT_TYPES, TERMINAL_STATUSES, Event, Job, Metric
 
 __all__ = [
@@ -55,8 +55,18 @@ METRICS = (
     "rollout_seconds",
     "update_seconds",
     "env_steps_per_second",
+    "learning_rate",
+    "return_low",
+    "return_high",
+    "gradient_squared_norm",
+    "gradient_noise",
+    "signal_to_noise",
+    "effective_sample_size",
+    "saturated_fraction",
+    "exact_return",
+    "exact_gradient_norm",
 )
-"""What the engine measures of each update, beside what stands in every row."""
+"""What the engine measures, beside what stands in every row; not all of it of each update, or of each kind of job."""
 
 IN_EVERY_ROW = ("update", "env_steps", "attempt")
 """Columns of the row itself; what the engine measures under these names is the same number, and is left out."""
@@ -113,9 +123,10 @@ def events(session: Session, job_id: str, after: int = 0, limit: int = 200) -> l
     return [_public_event(row, measured) for row in rows]
 
 
-def heads(session: Session, job_ids: Sequence[str]) -> dict[str, Head]:
-    """How far the events of each of these jobs are; jobs that do not exist are missing."""
-    rows = session.execute(select(Job.id, Job.next_seq, Job.status).where(Job.id.in_(job_ids)))
+def heads(session: Session, job_ids: Sequence[str], kind: JobKind | None = None) -> dict[str, Head]:
+    """How far the events of each of these jobs are; jobs that do not exist, or are of another kind, are missing."""
+    statement = select(Job.id, Job.next_seq, Job.status).where(Job.id.in_(job_ids))
+    rows = session.execute(statement if kind is None else statement.where(Job.kind == kind))
     return {job_id: Head(next_seq - 1, status in TERMINAL_STATUSES) for job_id, next_seq, status in rows}
 
 
@@ -160,11 +171,14 @@ def metrics(
 
 
 def names(session: Session, job_id: str) -> list[str]:
-    """Names by which a job's metrics can be asked for; before its first update those that there will be."""
+    """Names by which a job's metrics can be asked for: all that the engine may measure, and what this job has.
+
+    What an update lacks is null there; diagnostics are not taken of each one.
+    """
     newest: dict[str, Any] | None = session.scalar(
         select(Metric.values).where(Metric.job_id == job_id).order_by(Metric.update.desc()).limit(1)
     )
-    return list(dict.fromkeys((*IN_EVERY_ROW, *(METRICS if newest is None else newest))))
+    return list(dict.fromkeys((*IN_EVERY_ROW, *METRICS, *(newest or ()))))
 
 
 def last_checkpoint(session: Session, job: Job) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ a `Report` of what has happened since the last one, again and again, and an `Out
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Claim", "Failure", "FailureCode", "Measured", "Outcome", "Progress", "Report", "Snapshot"]
+__all__ = ["Claim", "Failure", "FailureCode", "JobKind", "Measured", "Outcome", "Progress", "Report", "Snapshot"]
 
+JobKind = Literal["training", "gradient_check"]
 FailureCode = Literal["diverged", "environment_error", "out_of_memory", "worker_lost", "timeout", "internal"]
 
 
@@ -68,7 +69,7 @@ class Report:
     """What happened since the last report.
 
     Attributes:
-        progress: How far the job is; None if no update has been made since it was started or resumed.
+        progress: How far the job is; None if nothing has been done since it was started or resumed.
         metrics: Updates in order, without gaps.
         checkpoint: A checkpoint to be kept.
         fingerprint: Where the job is computed: versions, device, threads.
@@ -113,11 +114,13 @@ class Claim:
         job_id: The job.
         token: Fencing token; every write of the holder carries it.
         attempt: Which attempt this is, from 1.
-        spec: Resolved training spec as JSON.
+        spec: Resolved spec as JSON: of a training, or of a gradient check.
         updates: Updates that the policy to start from has had.
         start_updates: Updates that the policy had when the job was created.
-        policy_bytes: The policy to start from.
+        policy_bytes: The policy to start from, or to check; None where a check's spec describes it.
         state_bytes: State to resume from; None at the job's beginning.
+        behaviour_bytes: The policy that acts in training, if that is another one.
+        kind: What is to be computed.
     """
 
     job_id: str
@@ -126,5 +129,7 @@ class Claim:
     spec: dict[str, Any] = field(repr=False)
     updates: int
     start_updates: int
-    policy_bytes: bytes = field(repr=False)
+    policy_bytes: bytes | None = field(repr=False)
     state_bytes: bytes | None = field(repr=False)
+    behaviour_bytes: bytes | None = field(default=None, repr=False)
+    kind: JobKind = "training"

@@ -10,23 +10,36 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi import Body as JsonBody
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 import pgengine
 from pgengine.errors import SpecError
-from pgengine.spec import LinearPolicySpec, MlpPolicySpec, TrainingSpec
+from pgengine.labels import Label
+from pgengine.policies import load
+from pgengine.spec import AlgorithmSpec, PolicyBehaviourSpec, PolicySpec, TrainingSpec
 from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
 from server.checkpoints.schemas import Checkpoint
 from server.database import Database
 from server.environments.routes import Allowed, Known, known, stored
-from server.environments.schemas import BANDIT, CARTPOLE
+from server.environments.schemas import BANDIT, CARTPOLE, FROZEN_LAKE, LQR
 from server.environments.types import AllowList
-from server.errors import FieldError, NotFound
+from server.errors import FieldError, NotFound, PolicyBusy
 from server.idempotency import Reply
-from server.ids import JobId
+from server.ids import JobId, is_id
 from server.jobs import history, store, tail
-from server.jobs.schemas import Metrics, Progress, QueueReason, TrainingJob, TrainingJobCreate, TrainingJobQuery
+from server.jobs.engine import Engine, EngineFailed
+from server.jobs.schemas import (
+    Metrics,
+    Progress,
+    QueueReason,
+    TrainingJob,
+    TrainingJobCreate,
+    TrainingJobQuery,
+    TrainingJobValidation,
+    UpdateExplanation,
+)
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
 from server.pages import LARGEST_PAGE, Page, PageQuery
@@ -34,7 +47,7 @@ from server.policies import store as policies
 from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, negotiated, written
 from server.settings import Settings
 
-__all__ = ["router"]
+__all__ = ["named_or_drawn", "router"]
 
 router = APIRouter(prefix="/v1/training-jobs", tags=["training jobs"], route_class=StrictRoute)
 
@@ -68,6 +81,62 @@ EXAMPLES: dict[str, Any] = {
         "summary": "REINFORCE on a bandit",
         "value": {"environment": BANDIT, "policy": {"kind": "linear"}, "stop": {"updates": 20}},
     },
+    "table": {
+        "summary": "A registered id that publishes its table: the exact gradient is shown beside the estimate",
+        "value": {
+            "environment": FROZEN_LAKE,
+            "policy": {"kind": "linear"},
+            "algorithm": {
+                "gamma": 0.99,
+                "baseline": {"kind": "linear_value"},
+                "entropy": {"coefficient": 0.01, "as": "bonus"},
+                "optimizer": {"kind": "sgd", "learning_rate": 0.1, "schedule": {"kind": "inverse_root"}},
+            },
+            "stop": {"updates": 100},
+        },
+    },
+    "linear_system": {
+        "summary": "A Gaussian policy on a linear system with quadratic costs",
+        "value": {
+            "environment": LQR,
+            "policy": {"kind": "linear", "distribution": {"kind": "gaussian", "sigma": "fixed"}},
+            "algorithm": {"baseline": {"kind": "neural_value"}, "optimizer": {"kind": "adam", "learning_rate": 0.05}},
+            "stop": {"updates": 100},
+        },
+    },
+    "textbook": {
+        "summary": "REINFORCE as it is printed: the parameters move after each step of a single episode",
+        "value": {
+            "environment": BANDIT,
+            "policy": {"kind": "linear", "features": {"kind": "one_hot"}},
+            "algorithm": {
+                "within_episode": "moving",
+                "trajectories": 1,
+                "baseline": {"kind": "none"},
+                "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+            },
+            "stop": {"updates": 20},
+        },
+    },
+    "importance": {
+        "summary": "Trajectories of an older policy, weighted by their importance",
+        "value": {
+            "environment": CARTPOLE,
+            "algorithm": {
+                "importance": {"kind": "per_decision", "behaviour": {"kind": "older", "refresh_every": 4}},
+                "trajectories": 32,
+            },
+            "stop": {"updates": 50},
+        },
+    },
+    "memory": {
+        "summary": "A transformer that remembers what it has seen",
+        "value": {
+            "environment": {"kind": "gymnasium", "id": "pgengine/TMaze-v0"},
+            "policy": {"kind": "transformer", "window": 8},
+            "stop": {"updates": 50},
+        },
+    },
 }
 
 
@@ -75,7 +144,12 @@ EXAMPLES: dict[str, Any] = {
 
 
 @router.post(
-    "", operation_id="create_training_job", summary="Train a policy", status_code=201, response_model=TrainingJob
+    "",
+    operation_id="create_training_job",
+    summary="Train a policy",
+    status_code=201,
+    response_model=TrainingJob,
+    responses={200: {"model": TrainingJobValidation, "description": "With `validate_only`: what would be created."}},
 )
 def create_training_job(
     body: Annotated[TrainingJobCreate, JsonBody(openapi_examples=EXAMPLES)],
@@ -83,8 +157,16 @@ def create_training_job(
     settings: Configured,
     allowed: Allowed,
     creation: Creation,
+    validate_only: Annotated[
+        bool,
+        Query(
+            description="Check the body, answer what the job would be. Nothing is written, no Idempotency-Key either."
+        ),
+    ] = False,
 ) -> Response:
     """Queues a training job. Environment and policy are created with it where the body describes them."""
+    if validate_only:
+        return _validated(database, body, _draft(database, body, allowed, settings))
     if (answered := creation.answered(database)) is not None:
         return written(answered)
     draft = _draft(database, body, allowed, settings)
@@ -105,21 +187,55 @@ class _Draft:
 
     environment: Known
     policy: policies.Drawn | str
-    spec: dict[str, Any]
-    label: dict[str, Any]
+    spec: TrainingSpec
+    label: Label
+    behaviour_id: str | None
+
+
+def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Response:
+    policy_id = draft.policy if isinstance(draft.policy, str) else None
+    if policy_id is not None:
+        with database.read() as session:
+            if store.is_busy(session, policy_id):
+                raise PolicyBusy
+    spec = draft.spec
+    answer = TrainingJobValidation(
+        policy_id=policy_id,
+        environment_id=body.environment if isinstance(body.environment, str) else None,
+        policy=spec.policy.model_copy(update={"initial_parameters": None}),
+        parameters=_parameters(database, draft.policy),
+        algorithm=spec.algorithm,
+        stop=spec.stop,
+        evaluation=spec.evaluation,
+        diagnostics_every=spec.diagnostics_every,
+        seed=body.seed,
+        device=spec.device,
+        label=draft.label,
+        objective=draft.label.objective,
+    )
+    return Response(answer.model_dump_json(), media_type=JSON)
+
+
+def _parameters(database: Database, policy: policies.Drawn | str) -> int:
+    if isinstance(policy, policies.Drawn):
+        return load(policy.policy_bytes).size
+    with database.read() as session:
+        return load(checkpoints.content(session, checkpoints.latest(session, policy).id)).size
 
 
 def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, settings: Settings) -> _Draft:
     environment = known(database, body.environment, allowed)
     seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
-    policy, policy_spec = _policy(database, body, environment, seed, settings)
+    policy, policy_spec = named_or_drawn(database, body.policy, environment, seed, settings)
+    algorithm, behaviour_id = _pinned(database, body.algorithm, environment)
     spec = pgengine.resolve(
         TrainingSpec(
             environment=environment.spec,
             policy=policy_spec,
-            algorithm=body.algorithm,
+            algorithm=algorithm,
             stop=body.stop,
             evaluation=body.evaluation,
+            diagnostics_every=body.diagnostics_every,
             seed=seed,
             device=body.device,
         ),
@@ -128,22 +244,55 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
     return _Draft(
         environment=environment,
         policy=policy,
-        spec=spec.model_dump(mode="json", exclude={"environment"}),
-        label=pgengine.label(spec, environment.facts).model_dump(mode="json"),
+        spec=spec,
+        label=pgengine.label(spec, environment.facts),
+        behaviour_id=behaviour_id,
     )
 
 
-def _policy(
-    database: Database, body: TrainingJobCreate, environment: Known, seed: int, settings: Settings
-) -> tuple[policies.Drawn | str, LinearPolicySpec | MlpPolicySpec]:
-    """The policy that the body names, or a new one as it describes; and its spec."""
+BEHAVIOUR = "/algorithm/importance/behaviour/id"
+
+
+def _pinned(database: Database, algorithm: AlgorithmSpec, environment: Known) -> tuple[AlgorithmSpec, str | None]:
+    """The algorithm with the checkpoint of the other policy that acts in the place of its name, and that checkpoint."""
+    behaviour = algorithm.importance.behaviour
+    if not isinstance(behaviour, PolicyBehaviourSpec):
+        return algorithm, None
+    named = behaviour.id
+    if named is None:
+        raise invalid(BEHAVIOUR, "missing", "Expected the id of the policy, or of its checkpoint, that acts.")
+    if not is_id("pol", named) and not is_id("ckpt", named):
+        raise invalid(BEHAVIOUR, "malformed_id", "Expected an id: pol_ or ckpt_, and 32 hexadecimal digits.")
     try:
-        if not isinstance(body.policy, str):
+        with database.read() as session:
+            row = checkpoints.latest(session, named) if is_id("pol", named) else checkpoints.get(session, named)
+            data = checkpoints.content(session, row.id)
+        load(data).fits(environment.facts)
+    except NotFound as error:
+        raise _no_behaviour(error) from None
+    except SpecError as error:
+        raise error.under(BEHAVIOUR) from None
+    pinned = behaviour.model_copy(update={"id": row.id})
+    importance = algorithm.importance.model_copy(update={"behaviour": pinned})
+    return algorithm.model_copy(update={"importance": importance}), row.id
+
+
+def named_or_drawn(
+    database: Database, reference: str | PolicySpec, environment: Known, seed: int, settings: Settings
+) -> tuple[policies.Drawn | str, PolicySpec]:
+    """The policy that a body names, or a new one as it describes, under `policy`; and its spec.
+
+    Raises:
+        NotFound: if there is none with the id that it names.
+        SpecError: if it cannot act in the environment, or cannot be made.
+    """
+    try:
+        if not isinstance(reference, str):
             maximum = settings.max_policy_parameters
-            drawn = policies.draw(body.policy, environment.spec, environment.facts, seed, max_parameters=maximum)
+            drawn = policies.draw(reference, environment.spec, environment.facts, seed, max_parameters=maximum)
             return drawn, drawn.spec
         with database.read() as session:
-            row = policies.get(session, body.policy)
+            row = policies.get(session, reference)
             policies.check_fits(session, row.id, environment.facts)
         return row.id, policies.spec_of(row)
     except SpecError as error:
@@ -155,6 +304,11 @@ def _policy(
 def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: Settings) -> Row:
     """The job, with its environment and its policy where they are new. Nothing here takes time."""
     environment_id = stored(session, draft.environment)
+    if draft.behaviour_id is not None:
+        try:
+            checkpoints.get(session, draft.behaviour_id, hold=True)
+        except NotFound as error:
+            raise _no_behaviour(error) from None
     policy_id, start_updates = draft.policy, 0
     if isinstance(policy_id, policies.Drawn):
         policy_id = policies.create(session, environment_id, policy_id, body.name).id
@@ -168,12 +322,17 @@ def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: 
         policy_id=policy_id,
         environment_id=environment_id,
         start_updates=start_updates,
-        spec=draft.spec,
-        label=draft.label,
+        spec=draft.spec.model_dump(mode="json", exclude={"environment"}),
+        label=draft.label.model_dump(mode="json"),
         max_attempts=settings.max_attempts,
         name=body.name,
         metadata=dict(body.metadata),
+        checkpoint_id=draft.behaviour_id,
     )
+
+
+def _no_behaviour(error: NotFound) -> NotFound:
+    return NotFound(error.message, errors=[FieldError(BEHAVIOUR, "not_found", error.message)])
 
 
 def _no_policy(error: NotFound) -> NotFound:
@@ -196,21 +355,21 @@ def list_training_jobs(query: Annotated[TrainingJobQuery, Query()], database: Db
 def get_training_job(job_id: Id, database: Db) -> TrainingJob:
     """The job with its state, its progress, and its result at the end."""
     with database.read() as session:
-        return _body(session, store.get(session, job_id))
+        return _body(session, store.get(session, job_id, "training"))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_training_job", summary="Cancel a training job")
 def cancel_training_job(job_id: Id, database: Db) -> TrainingJob:
     """Ends a queued job at once and a running one at its next update; its checkpoints stay. Repeatable."""
     with database.write() as session:
-        return _body(session, store.request_cancel(session, job_id))
+        return _body(session, store.request_cancel(session, job_id, "training"))
 
 
 @router.delete("/{job_id}", operation_id="delete_training_job", summary="Delete a training job", status_code=204)
 def delete_training_job(job_id: Id, database: Db) -> None:
     """Removes an ended job with its events and metrics. Policy and checkpoints stay."""
     with database.write() as session:
-        store.delete(session, job_id)
+        store.delete(session, job_id, "training")
 
 
 @router.get(
@@ -219,7 +378,7 @@ def delete_training_job(job_id: Id, database: Db) -> None:
 def list_training_job_checkpoints(job_id: Id, query: Annotated[PageQuery, Query()], database: Db) -> Page[Checkpoint]:
     """The checkpoints that the job has made, newest first."""
     with database.read() as session:
-        store.get(session, job_id)
+        store.get(session, job_id, "training")
         return checkpoint_page(checkpoints.list_(session, query, job_id=job_id))
 
 
@@ -243,7 +402,9 @@ def list_training_job_events(
     event.
     """
     follower = cast(tail.Tail, request.app.state.tail)
-    return tail.events_response(request, database, follower, job_id, after=after, limit=limit, follow=follow)
+    return tail.events_response(
+        request, database, follower, job_id, after=after, limit=limit, follow=follow, kind="training"
+    )
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -291,10 +452,10 @@ def get_training_job_metrics(
     media_type = negotiated(accept, (JSON, CSV, NDJSON))
     names = None if keys is None else [name.strip() for name in keys.split(",") if name.strip()]
     with database.read() as session:
-        store.get(session, job_id)
+        store.get(session, job_id, "training")
         known = history.names(session, job_id)
         if not set(names or ()) <= set(known):
-            raise invalid("/keys", "unknown_metric", f"Expected names of this job's metrics: {', '.join(known)}.")
+            raise invalid("/keys", "unknown_metric", f"Expected names of metrics: {', '.join(known)}.")
         curves = history.metrics(session, job_id, names, from_update, max_points)
     if media_type == CSV:
         return Response(_csv(curves), media_type=CSV)
@@ -335,6 +496,62 @@ def _ndjson(curves: history.Curves) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+# --- updates ----------------------------------------------------------------------------------------------------------
+
+
+@router.get(
+    "/{job_id}/updates/{update}",
+    operation_id="explain_training_job_update",
+    summary="Explain an update of a training job",
+    response_model=UpdateExplanation,
+)
+async def explain_training_job_update(
+    request: Request,
+    job_id: Id,
+    update: Annotated[
+        int, Path(ge=1, le=LARGEST_INTEGER, description="Number of the policy's update, as in the metrics.")
+    ],
+    database: Db,
+    first_episode: Annotated[int, Query(ge=0, le=9_999, description="Place in the batch of the first episode.")] = 0,
+    episodes: Annotated[int, Query(ge=1, le=256, description="How many episodes to show, at most.")] = 16,
+) -> Response:
+    """How the update came about: its episodes, and what each step of them adds to the estimate of the gradient.
+
+    Nothing of this is kept; it is played again, from the newest state before the update or from the job's beginning,
+    by a program of its own. On the machine that trained, with as many threads, it is what was computed then to the bit.
+    """
+
+    def read() -> store.Explainable:
+        with database.read() as session:
+            return store.explainable(session, job_id, update)
+
+    found = await run_in_threadpool(read)
+    if first_episode >= found.spec["algorithm"]["trajectories"]:
+        message = f"The batch has {found.spec['algorithm']['trajectories']} episodes; the first one is 0."
+        raise invalid("/first_episode", "less_than", message)
+    # nothing but the update matters: a target is not looked for, and seconds are not counted
+    stop = {"updates": update - found.start_updates, "target_return": None}
+    engine = cast(Engine, request.app.state.engine)
+    try:
+        explanation = await engine.ask(
+            "explain",
+            {
+                "spec": found.spec | {"stop": stop},
+                "update": update,
+                "first_episode": first_episode,
+                "episodes": episodes,
+            },
+            policy=found.policy_bytes,
+            behaviour=found.behaviour_bytes,
+            state=found.state_bytes,
+        )
+    except (EngineFailed, SpecError) as error:
+        # the job's own settings were accepted once, so the fault is what has changed since
+        raise invalid("/update", "cannot_be_repeated", f"The update could not be made again: {error}.") from None
+    body = {"object": "update_explanation", "job_id": job_id} | explanation
+    return Response(json.dumps(body), media_type=JSON)
+
+
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
@@ -346,10 +563,11 @@ def _body(session: Session, row: Row) -> TrainingJob:
         name=row.name,
         status=cast(Any, row.status),
         is_terminal=row.status in TERMINAL_STATUSES,
-        policy_id=row.policy_id,
+        policy_id=cast(str, row.policy_id),
         environment_id=row.environment_id,
         attempt=row.attempt,
         label=cast(Any, row.label),
+        diagnostics_every=row.spec.get("diagnostics_every", 0),
         **{name: row.spec[name] for name in ("algorithm", "stop", "evaluation", "seed", "device")},
         progress=Progress(updates=row.updates, env_steps=row.env_steps, episodes=row.episodes, fraction=row.fraction),
         failure=cast(Any, row.failure),

@@ -5,8 +5,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pgengine.labels import Label
-from pgengine.spec import AlgorithmSpec, EvaluationSpec, MlpPolicySpec, Seed, StopSpec
+from pgengine.checking import GradientCheck
+from pgengine.explanations import Explanation
+from pgengine.labels import Label, Objective
+from pgengine.spec import (
+    AlgorithmSpec,
+    EvaluationSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    PolicySpec,
+    Seed,
+    StopSpec,
+)
 from server.checkpoints.schemas import Evaluation
 from server.environments.schemas import EnvironmentReference
 from server.ids import CheckpointId, EnvironmentId, JobId, PolicyId
@@ -17,6 +27,9 @@ from server.request import Answer, Body, Metadata, Name
 
 __all__ = [
     "Failure",
+    "GradientCheckCreate",
+    "GradientCheckJob",
+    "GradientCheckQuery",
     "Metrics",
     "Progress",
     "QueueReason",
@@ -25,6 +38,8 @@ __all__ = [
     "TrainingJob",
     "TrainingJobCreate",
     "TrainingJobQuery",
+    "TrainingJobValidation",
+    "UpdateExplanation",
 ]
 
 Status = Literal["queued", "running", "pausing", "paused", "cancelling", "cancelled", "succeeded", "failed"]
@@ -45,6 +60,9 @@ class TrainingJobCreate(Body):
     """When it ends."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     """How the result is measured."""
+    diagnostics_every: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none. They cost
+    time and change no bit of the training."""
     seed: Seed | None = None
     """Every random number of the job is derived from it. Left out: drawn, and returned."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -91,8 +109,8 @@ class Result(Answer):
     """Of the final policy, on fresh episodes that nothing was selected by."""
     checkpoint_id: CheckpointId
     """The final policy."""
-    stopped_by: Literal["target_return", "updates", "env_steps", "seconds"]
-    """Which limit ended it."""
+    stopped_by: Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size"]
+    """Which limit ended it, or that too few trajectories carried the weight of a batch."""
     target_reached: bool | None
     """Whether the target return was proven; null if there was none."""
 
@@ -133,6 +151,8 @@ class TrainingJob(Answer):
     """When it ends, all defaults written out."""
     evaluation: EvaluationSpec
     """How the result is measured."""
+    diagnostics_every: int
+    """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none."""
     seed: int
     """Every random number of the job is derived from it."""
     device: Literal["auto", "cpu", "cuda"]
@@ -157,6 +177,151 @@ class TrainingJob(Answer):
     """When a worker took it for the first time."""
     finished_at: datetime | None
     """When it ended."""
+
+
+class TrainingJobValidation(Answer):
+    """What a training job would be; nothing was written."""
+
+    object: Literal["training_job_validation"] = "training_job_validation"
+    """Always `training_job_validation`."""
+    policy_id: PolicyId | None
+    """What would learn, where the body names it."""
+    environment_id: EnvironmentId | None
+    """What it would learn in, where the body names it."""
+    policy: PolicySpec
+    """Network and distribution, all defaults written out; without initial parameters."""
+    parameters: int
+    """Numbers in the policy."""
+    algorithm: AlgorithmSpec
+    """How it would learn, all defaults written out."""
+    stop: StopSpec
+    """When it would end, all defaults written out."""
+    evaluation: EvaluationSpec
+    """How the result would be measured."""
+    diagnostics_every: int
+    """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none."""
+    seed: int | None
+    """The seed of the body; null where one would be drawn."""
+    device: Literal["auto", "cpu", "cuda"]
+    """Where updates would be computed."""
+    label: Label
+    """What the gradient estimate would be, compared with the gradient of the objective."""
+    objective: Objective
+    """What the gradient would be a gradient of."""
+
+
+# --- gradient checks --------------------------------------------------------------------------------------------------
+
+
+class GradientCheckCreate(Body):
+    """A gradient check to create: are estimators what their labels say? Compared with the exact gradient."""
+
+    name: Name | None = None
+    """What people call it."""
+    environment: EnvironmentReference
+    """A finite MDP, an environment with a transition table of its own, or an LQR: an id, or a description."""
+    policy: PolicyReference = Field(default_factory=LinearPolicySpec)
+    """The policy at whose parameters the gradient is taken: an id, checked at its latest checkpoint, or a description.
+    A described one is not kept."""
+    estimators: Annotated[list[AlgorithmSpec], Field(min_length=1, max_length=32)] = Field(
+        default_factory=lambda: [AlgorithmSpec()]
+    )
+    """Which estimators to compare, each with its own number of trajectories."""
+    mode: Literal["enumerate", "sample"] = "sample"
+    """All batches of a small MDP, or batches that are played by the same code as in training."""
+    batches: Annotated[int, Field(ge=8, le=10_000_000)] = 2000
+    """Batches to play for each estimator in mode `sample`."""
+    false_alarm: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-6
+    """Odds that an unbiased estimator is called biased in mode `sample`, over all of its parameters."""
+    seed: Seed | None = None
+    """Every random number of the check is derived from it. Left out: drawn, and returned."""
+    metadata: Metadata = Field(default_factory=dict)
+    """What clients note on it."""
+
+
+class GradientCheckQuery(PageQuery):
+    """Query parameters of the list of gradient checks."""
+
+    status: Annotated[list[Status], Field(max_length=8)] = Field(default_factory=list)
+    """Only checks in one of these states; may be repeated."""
+    policy_id: PolicyId | None = None
+    """Only checks of this policy."""
+
+
+class CheckProgress(Answer):
+    """How far a check is."""
+
+    fraction: float
+    """Share of the work that is done, in [0, 1]."""
+
+
+class GradientCheckJob(Answer):
+    """A request to compare estimators with the exact gradient, and what came of it."""
+
+    object: Literal["gradient_check"] = "gradient_check"
+    """Always `gradient_check`."""
+    id: JobId
+    """Its id."""
+    name: str | None
+    """What people call it."""
+    status: Status
+    """Its state."""
+    is_terminal: bool
+    """Whether the state is one of cancelled, succeeded and failed, which never change again."""
+    environment_id: EnvironmentId
+    """What the policy acts in."""
+    policy_id: PolicyId | None
+    """The policy that is checked; null if the request described one."""
+    checkpoint_id: CheckpointId | None
+    """Exactly the checkpoint that is checked; null if the request described the policy."""
+    attempt: int
+    """1, and one more after each crash of a worker; each begins again and comes to the same result."""
+    policy: PolicySpec
+    """Network and distribution, all defaults written out; without initial parameters."""
+    estimators: list[AlgorithmSpec]
+    """What is compared, all defaults written out."""
+    labels: list[Label]
+    """What the engine says of each of them."""
+    mode: Literal["enumerate", "sample"]
+    """Over all batches, or over batches that are played."""
+    batches: int
+    """Batches to play for each estimator in mode `sample`."""
+    false_alarm: float
+    """Odds that an unbiased estimator is called biased in mode `sample`."""
+    seed: int
+    """Every random number of the check is derived from it."""
+    progress: CheckProgress
+    """How far it is."""
+    failure: Failure | None
+    """Why it failed."""
+    result: GradientCheck | None
+    """What it has come to, once it has succeeded; in lists without `gradient`, `mean` and `parameter_names`."""
+    queue_position: int | None
+    """How many queued jobs are older; null if it is not queued."""
+    queue_reason: QueueReason | None
+    """Why it waits; null if it is not queued."""
+    metadata: dict[str, str]
+    """What clients note on it."""
+    created_at: datetime
+    """When it was created."""
+    queued_at: datetime
+    """When it was queued, the last time."""
+    started_at: datetime | None
+    """When a worker took it for the first time."""
+    finished_at: datetime | None
+    """When it ended."""
+
+
+# --- what a training job has done -------------------------------------------------------------------------------------
+
+
+class UpdateExplanation(Explanation):
+    """How one update of a training job came about, step by step."""
+
+    object: Literal["update_explanation"] = "update_explanation"
+    """Always `update_explanation`."""
+    job_id: JobId
+    """The job."""
 
 
 class Metrics(Answer):

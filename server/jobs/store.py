@@ -3,6 +3,9 @@
 The job table is the queue. A worker *claims* the oldest queued job and gets a fencing token; each write of a worker
 carries it, so that one who has lost its lease without knowing can change nothing (`LeaseLost`).
 
+Jobs of all kinds share the table and the queue. A training goes on from its newest checkpoint; a gradient check begins
+again. A checkpoint that a job reads beside its policy's latest one cannot be deleted before the job ends.
+
     queued ── claim ──> running ── finish ──> succeeded | failed
       ^                    │
       ├── release, lose ───┤                      release: in order, the attempt goes on elsewhere
@@ -16,7 +19,7 @@ All functions take a transaction (`Database.write()` where they write) and never
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -30,7 +33,7 @@ from server.database import now
 from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
 from server.ids import new_id
 from server.jobs import history
-from server.jobs.reports import Claim, Outcome, Progress, Report, Snapshot
+from server.jobs.reports import Claim, JobKind, Outcome, Progress, Report, Snapshot
 from server.metrics import JobFigures
 from server.pages import PageQuery, Slice, fetch
 from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Environment, Job
@@ -38,6 +41,7 @@ from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Environme
 __all__ = [
     "HELD_STATUSES",
     "TERMINAL_STATUSES",
+    "Explainable",
     "Job",
     "LeaseLost",
     "QueueReason",
@@ -46,9 +50,11 @@ __all__ = [
     "claim",
     "create",
     "delete",
+    "explainable",
     "figures",
     "finish",
     "get",
+    "is_busy",
     "list_",
     "lose",
     "queue_reason",
@@ -57,6 +63,7 @@ __all__ = [
     "renew",
     "report",
     "request_cancel",
+    "without_arrays",
 ]
 
 HELD_STATUSES = ("running", "pausing", "cancelling")
@@ -96,13 +103,39 @@ class QueueReason:
     ahead: int
 
 
+@dataclass(frozen=True, slots=True)
+class Explainable:
+    """What is needed to play updates of a training job again.
+
+    Attributes:
+        spec: Resolved training spec as JSON.
+        start_updates: Updates that the policy had when the job was created.
+        updates: Updates that it has now.
+        policy_bytes: The policy to start from; None where there is a state.
+        state_bytes: State to resume from.
+        behaviour_bytes: The policy that acts in training, if that is another one.
+    """
+
+    spec: dict[str, Any] = field(repr=False)
+    start_updates: int
+    updates: int
+    policy_bytes: bytes | None = field(repr=False)
+    state_bytes: bytes | None = field(repr=False)
+    behaviour_bytes: bytes | None = field(repr=False)
+
+
+_NAMES: dict[JobKind | None, str] = {None: "job", "training": "training job", "gradient_check": "gradient check"}
+_ARRAYS = ("gradient", "parameter_names", "mean")
+"""Fields of a gradient check's result that are as long as its policy is large; events and lists go without."""
+
+
 # --- what clients do -------------------------------------------------------------------------------------------------
 
 
 def create(
     session: Session,
     *,
-    policy_id: str,
+    policy_id: str | None,
     environment_id: str,
     start_updates: int,
     spec: dict[str, Any],
@@ -110,20 +143,24 @@ def create(
     max_attempts: int,
     name: str | None = None,
     metadata: dict[str, Any] | None = None,
+    kind: JobKind = "training",
+    checkpoint_id: str | None = None,
 ) -> Job:
-    """Queue a training job.
+    """Queue a job.
 
     Args:
         session: A writing transaction.
-        policy_id: What learns, from its latest checkpoint on.
+        policy_id: What learns, from its latest checkpoint on; or what is checked, None where the spec describes it.
         environment_id: What it learns in.
         start_updates: Updates that the policy has had.
-        spec: Resolved training spec as JSON. Its environment is not kept with the job: it is that of the environment's
-            row.
-        label: What its gradient estimate is, as JSON.
+        spec: Resolved spec as JSON. Its environment is not kept with the job: it is that of the environment's row.
+        label: What its gradient estimate is, as JSON; empty for a gradient check.
         max_attempts: Crashes after which the job fails.
         name: For people.
         metadata: For clients.
+        kind: What is to be computed.
+        checkpoint_id: What it reads beside its policy's latest checkpoint, held until it ends: the policy that acts in
+            training, or the one whose gradient is checked.
 
     Raises:
         PolicyBusy: if another training job of the policy has not ended.
@@ -131,11 +168,12 @@ def create(
     instant = _clock(session)
     job = Job(
         id=new_id("job"),
-        kind="training",
+        kind=kind,
         name=name,
         metadata_=metadata or {},
         policy_id=policy_id,
         environment_id=environment_id,
+        checkpoint_id=checkpoint_id,
         spec={name: value for name, value in spec.items() if name != "environment"},
         label=label,
         status="queued",
@@ -164,23 +202,31 @@ def create(
     return job
 
 
-def get(session: Session, job_id: str) -> Job:
-    """The job.
+def get(session: Session, job_id: str, kind: JobKind | None = None) -> Job:
+    """The job, of this kind or of any.
 
     Raises:
         NotFound: if there is none with this id.
     """
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound("There is no training job with this id.")
-    return job
+    return _of_kind(session.get(Job, job_id), kind)
+
+
+def is_busy(session: Session, policy_id: str) -> bool:
+    """Whether a training job of the policy has not ended, so that another one would be refused now."""
+    active = (Job.kind == "training", Job.policy_id == policy_id, Job.status.not_in(TERMINAL_STATUSES))
+    return session.scalar(select(Job.id).where(*active).limit(1)) is not None
 
 
 def list_(
-    session: Session, query: PageQuery, *, statuses: Collection[str] = (), policy_id: str | None = None
+    session: Session,
+    query: PageQuery,
+    *,
+    statuses: Collection[str] = (),
+    policy_id: str | None = None,
+    kind: JobKind = "training",
 ) -> Slice[Job]:
-    """One page of jobs, of all states if none is named."""
-    statement = select(Job).where(Job.kind == "training")
+    """One page of jobs of a kind, of all states if none is named."""
+    statement = select(Job).where(Job.kind == kind)
     if statuses:
         statement = statement.where(Job.status.in_(statuses))
     if policy_id is not None:
@@ -188,7 +234,7 @@ def list_(
     return fetch(session, statement, Job.id, "job", query)
 
 
-def request_cancel(session: Session, job_id: str) -> Job:
+def request_cancel(session: Session, job_id: str, kind: JobKind | None = None) -> Job:
     """Ask for the end of a job. Repeating it changes nothing.
 
     A queued job is cancelled at once; a running one becomes cancelling, and its worker hears of it with the answer to
@@ -198,7 +244,7 @@ def request_cancel(session: Session, job_id: str) -> Job:
         NotFound: if there is none with this id.
         NotCancellable: if it has succeeded or failed.
     """
-    job = _locked(session, job_id)
+    job = _locked(session, job_id, kind)
     if job.status in ("cancelling", "cancelled"):
         return job
     if job.status in TERMINAL_STATUSES:
@@ -210,19 +256,66 @@ def request_cancel(session: Session, job_id: str) -> Job:
     return job
 
 
-def delete(session: Session, job_id: str) -> None:
+def delete(session: Session, job_id: str, kind: JobKind | None = None) -> None:
     """Remove an ended job with its events and metrics. Checkpoints belong to the policy and stay.
 
     Raises:
         NotFound: if there is none with this id.
         NotTerminal: if it has not ended.
     """
-    job = _locked(session, job_id)
+    job = _locked(session, job_id, kind)
     if job.status not in TERMINAL_STATUSES:
         raise NotTerminal(f"The job is {job.status}; cancel it first.")
     # a plain statement: the foreign keys remove events and metrics and let checkpoints go
     session.execute(delete_from(Job).where(Job.id == job_id))
     session.expunge(job)
+
+
+def explainable(session: Session, job_id: str, update: int) -> Explainable:
+    """What is needed to play an update of a training job again: from its newest state before, else from its beginning.
+
+    Args:
+        session: A transaction.
+        job_id: The job.
+        update: Number of the policy's update, from 1.
+
+    Raises:
+        NotFound: if there is no such job, it has made no such update, or a policy that it read is gone.
+    """
+    job = get(session, job_id, "training")
+    first, last = job.start_updates + 1, job.start_updates + job.updates
+    if not first <= update <= last:
+        range_ = f"updates {first} to {last}" if last >= first else "no updates yet"
+        raise NotFound(f"This job has made {range_}.")
+    assert job.policy_id is not None
+    found = checkpoints.state_before(session, job.id, update)
+    policy_bytes = None if found else checkpoints.content_after(session, job.policy_id, job.start_updates)
+    behaviour_id = _behaviour_of(job.spec)
+    return Explainable(
+        spec=_whole_spec(session, job),
+        start_updates=job.start_updates,
+        updates=last,
+        policy_bytes=policy_bytes,
+        state_bytes=found,
+        behaviour_bytes=None if behaviour_id is None else checkpoints.content(session, behaviour_id),
+    )
+
+
+def _behaviour_of(spec: dict[str, Any]) -> str | None:
+    """The checkpoint of another policy that acts in a training, or None."""
+    behaviour = spec.get("algorithm", {}).get("importance", {}).get("behaviour", {})
+    return behaviour.get("id") if behaviour.get("kind") == "policy" else None
+
+
+def without_arrays(result: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The result of a gradient check without what is as long as its policy is large."""
+    if result is None or "estimators" not in result:
+        return result
+    short = {name: None if name in _ARRAYS else value for name, value in result.items()}
+    short["estimators"] = [
+        {name: None if name in _ARRAYS else value for name, value in each.items()} for each in result["estimators"]
+    ]
+    return short
 
 
 def queue_reason(session: Session, job: Job) -> QueueReason | None:
@@ -273,8 +366,9 @@ def any_expired(session: Session) -> bool:
 def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
     """Take the oldest queued job, or None if there is none.
 
-    A job goes on from the newest checkpoint that it has written itself, with the state that makes the rest of it equal
-    to the bit. Where that takes it back, an event `rewind` says so, and what was recorded beyond is removed.
+    A training goes on from the newest checkpoint that it has written itself, with the state that makes the rest of it
+    equal to the bit. Where that takes it back, an event `rewind` says so, and what was recorded beyond is removed. A
+    gradient check begins again.
 
     Args:
         session: A writing transaction.
@@ -296,22 +390,53 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
     job.lease_expires_at = instant + timedelta(seconds=lease_seconds)
     job.started_at = job.started_at or instant
     _move(session, job, "running", instant)
+    claimed = _claimed_training(session, job, instant) if job.kind == "training" else _claimed_check(session, job)
+    session.flush()
+    return claimed
+
+
+def _claimed_training(session: Session, job: Job, instant: datetime) -> Claim:
+    assert job.policy_id is not None, "the table has a constraint for this"
     checkpoint = checkpoints.latest(session, job.policy_id)
     state_bytes = checkpoints.state(session, checkpoint.id) if checkpoint.job_id == job.id else None
     if state_bytes is not None or job.attempt > 1:
         _rewind(session, job, checkpoint, instant)
-    environment = session.scalar(select(Environment.spec).where(Environment.id == job.environment_id))
-    session.flush()
     return Claim(
         job_id=job.id,
         token=job.token,
         attempt=job.attempt,
-        spec=job.spec | {"environment": environment},
+        spec=_whole_spec(session, job),
         updates=checkpoint.updates,
         start_updates=job.start_updates,
         policy_bytes=checkpoints.content(session, checkpoint.id),
         state_bytes=state_bytes,
+        behaviour_bytes=_held_content(session, job),
     )
+
+
+def _claimed_check(session: Session, job: Job) -> Claim:
+    job.fraction = 0.0
+    spec = {name: value for name, value in _whole_spec(session, job).items() if name != "checkpoint_id"}
+    return Claim(
+        job_id=job.id,
+        token=job.token,
+        attempt=job.attempt,
+        spec=spec,
+        updates=job.start_updates,
+        start_updates=job.start_updates,
+        policy_bytes=_held_content(session, job),
+        state_bytes=None,
+        kind="gradient_check",
+    )
+
+
+def _whole_spec(session: Session, job: Job) -> dict[str, Any]:
+    environment = session.scalar(select(Environment.spec).where(Environment.id == job.environment_id))
+    return job.spec | {"environment": environment}
+
+
+def _held_content(session: Session, job: Job) -> bytes | None:
+    return None if job.checkpoint_id is None else checkpoints.content(session, job.checkpoint_id)
 
 
 def renew(session: Session, job_id: str, token: int, lease_seconds: float) -> bool:
@@ -348,8 +473,9 @@ def finish(session: Session, job_id: str, token: int, outcome: Outcome) -> None:
     if outcome.report is not None:
         _record(session, job, outcome.report, instant)
     if outcome.status == "succeeded":
-        checkpoint_id = checkpoints.latest(session, job.policy_id).id
-        job.result = {**history.finite(outcome.result or {}), "checkpoint_id": checkpoint_id}
+        job.result = history.finite(outcome.result or {})
+        if job.kind == "training" and job.policy_id is not None:
+            job.result = {**(job.result or {}), "checkpoint_id": checkpoints.latest(session, job.policy_id).id}
         job.fraction = 1.0
     if outcome.failure is not None:
         job.failure = {"code": outcome.failure.code, "message": outcome.failure.message}
@@ -401,13 +527,17 @@ def _clock(session: Session) -> datetime:
     return instant
 
 
-def _locked(session: Session, job_id: str) -> Job:
+def _of_kind(job: Job | None, kind: JobKind | None) -> Job:
+    if job is None or (kind is not None and job.kind != kind):
+        raise NotFound(f"There is no {_NAMES[kind]} with this id.")
+    return job
+
+
+def _locked(session: Session, job_id: str, kind: JobKind | None) -> Job:
     job = session.scalar(
         select(Job).where(Job.id == job_id).with_for_update().execution_options(populate_existing=True)
     )
-    if job is None:
-        raise NotFound("There is no training job with this id.")
-    return job
+    return _of_kind(job, kind)
 
 
 def _held(session: Session, job_id: str, token: int) -> Job:
@@ -439,6 +569,7 @@ def _move(session: Session, job: Job, status: str, instant: datetime, reason: st
         job.worker = job.lease_expires_at = None
     if status in TERMINAL_STATUSES:
         job.finished_at = instant
+        job.checkpoint_id = None
     history.emit(session, job, "status", _status_data(job, reason), instant)
 
 
@@ -464,7 +595,7 @@ def _status_data(job: Job, reason: str | None = None) -> dict[str, Any]:
         "attempt": job.attempt,
         "reason": reason,
         "failure": job.failure,
-        "result": job.result,
+        "result": without_arrays(job.result),
     }
     return {name: value for name, value in data.items() if value is not None}
 
@@ -498,6 +629,7 @@ def _compare_fingerprint(session: Session, job: Job, fingerprint: dict[str, str 
 
 
 def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: datetime) -> None:
+    assert job.policy_id is not None, "only a training has checkpoints"
     evaluation = None if snapshot.evaluation is None else history.finite(snapshot.evaluation)
     checkpoint = checkpoints.put(
         session,

@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 from server.database import Database
 from server.errors import NotFound, TooManyRequests, Unavailable
 from server.jobs import history
+from server.jobs.reports import JobKind
 from server.metrics import Metrics
 from server.request import LARGEST_INTEGER, invalid, negotiated
 
@@ -355,7 +356,15 @@ def _framed(events: Sequence[Mapping[str, Any]]) -> list[_Frame]:
 
 
 def events_response(
-    request: Request, database: Database, tail: Tail, job_id: str, *, after: str | None, limit: int, follow: bool
+    request: Request,
+    database: Database,
+    tail: Tail,
+    job_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    follow: bool,
+    kind: JobKind | None = None,
 ) -> Response:
     """The answer to `GET …/events`: a JSON page, or a stream where the Accept header asks for one.
 
@@ -367,6 +376,7 @@ def events_response(
         after: Query parameter: begin behind this event.
         limit: Most events of a page; a stream has no such bound.
         follow: Whether a stream goes on with the events that are still to come.
+        kind: What kind of job it has to be; None for any.
 
     Raises:
         NotFound: if there is no such job.
@@ -377,7 +387,7 @@ def events_response(
     reconnected = _position("last-event-id", request.headers.get("last-event-id"))
     wanted = negotiated(request.headers.get("accept", "*/*"), (JSON, MEDIA_TYPE))
     with database.read() as session:
-        if job_id not in history.heads(session, [job_id]):
+        if job_id not in history.heads(session, [job_id], kind):
             raise NotFound("There is no such job.")
         if wanted == JSON:
             return _page_response(history.events(session, job_id, position or 0, limit + 1), limit)

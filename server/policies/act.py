@@ -43,6 +43,8 @@ class ActRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
 
     observation: Any = msgspec.UNSET
     observations: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    history: Any = msgspec.UNSET
+    histories: list[Any] | msgspec.UnsetType = msgspec.UNSET
     deterministic: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] | None = None
     checkpoint: str = "latest"
@@ -54,7 +56,7 @@ class ActEndpoint:
     Args:
         database: Where policies are read from when they are not in memory.
         metrics: What counts the answers.
-        max_batch: Most observations in one request.
+        max_batch: Most observations, or histories, in one request.
         max_depth: How many lists and objects may lie inside each other in a body.
         cache_policies: Most policies kept in memory.
         cache_bytes: Most bytes of checkpoints kept in memory; the newest one is kept however large it is.
@@ -110,12 +112,13 @@ class ActEndpoint:
         await self._cache.stop()
 
     def _answer(self, loaded: Loaded, request: ActRequest, body: bytes) -> bytes:
-        batch = request.observations is not msgspec.UNSET
-        observations = _observations(loaded, request, batch)
+        field, value = _asked(request)
+        _check_memory(loaded, field)
+        observations = _observations(loaded, field, value)
         # one number tells whether a large one may be among them: no square is larger than the sum of all
-        if np.vdot(observations, observations) >= _LARGE_SQUARE:
+        if _squares(loaded, observations) >= _LARGE_SQUARE:
             decode(body, self._max_depth)
-        return _written(loaded, request, observations, batch)
+        return _written(loaded, request, observations, field)
 
     async def _request(self, body: bytes) -> ActRequest:
         if len(body) <= INLINE_BYTES:
@@ -123,17 +126,14 @@ class ActEndpoint:
         return await asyncio.to_thread(_decode, body, self._max_depth)
 
     def _rows(self, request: ActRequest) -> int:
-        """How many observations there are; refuses none, both kinds, and too many."""
-        if request.observations is msgspec.UNSET:
-            if request.observation is msgspec.UNSET:
-                raise invalid("/observation", "missing", "Expected either observation or observations.")
+        """How many observations or histories there are; refuses none, several kinds, and too many."""
+        field, value = _asked(request)
+        if field not in _BATCHES:
             return 1
-        if request.observation is not msgspec.UNSET:
-            raise invalid("/observations", "conflict", "Expected either observation or observations, not both.")
-        rows = len(request.observations)
+        rows = len(value)
         if not 1 <= rows <= self._max_batch:
             code = "too_short" if rows == 0 else "too_long"
-            raise invalid("/observations", code, f"Expected 1 to {self._max_batch} observations.")
+            raise invalid(f"/{field}", code, f"Expected 1 to {self._max_batch} {field}.")
         return rows
 
 
@@ -162,6 +162,7 @@ _NAMES = tuple(f'"{name}"'.encode() for name in ActRequest.__struct_fields__)
 _LARGE_SQUARE = float(LARGEST_INTEGER + 1) ** 2
 _EXPECTED = {
     "observations": ("list_type", "Expected a list of observations."),
+    "histories": ("list_type", "Expected a list of histories, each of them a list of observations."),
     "deterministic": ("bool_type", "Expected true or false."),
     "seed": ("int_type", f"Expected an integer from 0 to {LARGEST_INTEGER}, or null."),
     "checkpoint": CHECKPOINT_EXPECTED,
@@ -203,29 +204,65 @@ def _explain(value: Any, error: Exception) -> InvalidRequest:
 _encode = msgspec.json.Encoder().encode
 
 
-def _observations(loaded: Loaded, request: ActRequest, batch: bool) -> np.ndarray:
+_BATCHES = ("observations", "histories")
+_HISTORIES = ("history", "histories")
+
+
+def _asked(request: ActRequest) -> tuple[str, Any]:
+    """The one field that says what was observed, and its value."""
+    # the most common one first, and without a loop: this is asked for each action
+    one = request.observation
+    if one is not msgspec.UNSET and request.observations is request.history is request.histories is msgspec.UNSET:
+        return "observation", one
+    given = [(name, value) for name in _ASKED if (value := getattr(request, name)) is not msgspec.UNSET]
+    if len(given) == 1:
+        return given[0]
+    what = "Expected one of observation and observations, or of history and histories for a policy with memory"
+    if given:
+        raise invalid(f"/{given[1][0]}", "conflict", f"{what}, not several.")
+    raise invalid("/observation", "missing", f"{what}.")
+
+
+_ASKED = ("observation", "observations", "history", "histories")
+
+
+def _check_memory(loaded: Loaded, field: str) -> None:
+    if loaded.has_memory is (field in _HISTORIES):
+        return
+    if loaded.has_memory:
+        k = loaded.policy.memory
+        message = f"This policy reads the last {k} observations: send history, a list of up to {k}, the newest last."
+        raise invalid(f"/{field}", "history_expected", message)
+    raise invalid(f"/{field}", "no_memory", "This policy reads a single observation: send observation.")
+
+
+def _squares(loaded: Loaded, observations: np.ndarray) -> float:
+    if loaded.has_memory:
+        # places of a window that are not filled yet are not numbers
+        return float(np.nansum(np.square(observations, dtype=np.float64)))
+    return float(np.vdot(observations, observations))
+
+
+def _observations(loaded: Loaded, field: str, value: Any) -> np.ndarray:
     try:
-        return loaded.policy.parse(request.observations if batch else request.observation, batch=batch)
+        return loaded.policy.parse(value, batch=field in _BATCHES)
     except ObservationError as error:
-        raise invalid(_root(batch) + error.pointer, error.code, error.message) from None
+        raise invalid(f"/{field}{error.pointer}", error.code, error.message) from None
 
 
-def _root(batch: bool) -> str:
-    return "/observations" if batch else "/observation"
-
-
-def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, batch: bool) -> bytes:
+def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, field: str) -> bytes:
     """The whole answer as JSON; numbers that are not finite are null."""
     try:
         acted = loaded.policy.act(observations, seed=request.seed, deterministic=request.deterministic)
     except ObservationError as error:
         # here the pointer counts rows, of which a single observation is the only one
-        raise invalid(_root(batch) + (error.pointer if batch else ""), error.code, error.message) from None
+        pointer = error.pointer if field in _BATCHES else ""
+        raise invalid(f"/{field}{pointer}", error.code, error.message) from None
     answer: dict[str, Any]
-    if batch:
+    if field in _BATCHES:
         answer = {"actions": acted.actions.tolist(), "log_probs": acted.log_probs.tolist()}
         if acted.probabilities is not None:
-            answer["probabilities"] = acted.probabilities.tolist()
+            answer["probabilities"] = _by_row(acted.probabilities)
         if acted.mean is not None and acted.sigma is not None:
             answer["means"] = acted.mean.tolist()
             answer["sigmas"] = np.broadcast_to(acted.sigma, acted.mean.shape).tolist()
@@ -233,7 +270,7 @@ def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, batc
     else:
         answer = {"action": acted.actions[0].tolist(), "log_prob": acted.log_probs[0].tolist()}
         if acted.probabilities is not None:
-            answer["probabilities"] = acted.probabilities[0].tolist()
+            answer["probabilities"] = _by_row(acted.probabilities)[0]
         if acted.mean is not None and acted.sigma is not None:
             answer["mean"] = acted.mean[0].tolist()
             answer["sigma"] = np.broadcast_to(acted.sigma, acted.mean.shape)[0].tolist()
@@ -243,19 +280,48 @@ def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, batc
     return _encode(answer)
 
 
+def _by_row(probabilities: np.ndarray | list[np.ndarray]) -> list[Any]:
+    """Probabilities as lists, row by row; of an action of several components a list for each of them."""
+    if isinstance(probabilities, list):
+        return [list(row) for row in zip(*(component.tolist() for component in probabilities), strict=True)]
+    rows: list[Any] = probabilities.tolist()
+    return rows
+
+
 # --- description ------------------------------------------------------------------------------------------------------
 
 _OBSERVATION: dict[str, Any] = {
-    "description": "One observation: an integer of a discrete space, a nested list of numbers of a box.",
+    "description": (
+        "One observation: an integer of a discrete space, a nested list of numbers of a box, a list of integers of a "
+        "multi_discrete or multi_binary space."
+    ),
     "anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "array", "items": {}}],
 }
 _ACTION: dict[str, Any] = {
-    "description": "One action for the environment: an integer, or a nested list of numbers.",
+    "description": "One action for the environment: an integer, a list of integers, or a nested list of numbers.",
     "anyOf": [{"type": "integer"}, {"type": "number"}, {"type": "array", "items": {}}],
 }
 _NUMBER: dict[str, Any] = {"type": ["number", "null"]}
 _NUMBERS: dict[str, Any] = {"type": "array", "items": _NUMBER}
 _ROWS: dict[str, Any] = {"type": "array", "items": _NUMBERS}
+_HISTORY: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": _OBSERVATION,
+    "description": (
+        "The last observations of an episode, oldest first, as many as there are and at most as many as the policy "
+        "reads (`memory`)."
+    ),
+}
+_PROBABILITIES: dict[str, Any] = {
+    "type": "array",
+    "items": {"anyOf": [_NUMBER, _NUMBERS]},
+    "description": (
+        "Of each action; of a multi_discrete action a list for each component; of a multi_binary action the "
+        "probability of 1 for each component."
+    ),
+}
+_PROBABILITY_ROWS: dict[str, Any] = {"type": "array", "items": _PROBABILITIES}
 _CHECKPOINT: dict[str, Any] = {
     "checkpoint_id": {"type": "string", "description": "Exactly the checkpoint that answered."},
     "updates": {"type": "integer", "description": "Updates that it has had."},
@@ -287,8 +353,10 @@ OPENAPI: dict[str, Any] = {
     "operationId": "act",
     "summary": "Ask a policy for actions",
     "description": (
-        "Answers before, while and after the policy trains. What `latest` and `best` mean, and whether the policy "
-        f"still exists, is at most {STALE_SECONDS:g} seconds old; the answer names the checkpoint that gave it."
+        "Answers before, while and after the policy trains. A policy with memory (`memory` above 1) is asked with "
+        "`history` or `histories`, any other with `observation` or `observations`. What `latest` and `best` mean, and "
+        f"whether the policy still exists, is at most {STALE_SECONDS:g} seconds old; the answer names the checkpoint "
+        "that gave it."
     ),
     "tags": ["policies"],
     "requestBody": {
@@ -311,6 +379,23 @@ OPENAPI: dict[str, Any] = {
                             "required": ["observations"],
                             "properties": {
                                 "observations": {"type": "array", "minItems": 1, "items": _OBSERVATION},
+                                **_HOW,
+                            },
+                        },
+                        {
+                            "title": "ActOnHistory",
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["history"],
+                            "properties": {"history": _HISTORY, **_HOW},
+                        },
+                        {
+                            "title": "ActOnHistories",
+                            "type": "object",
+                            "additionalProperties": False,
+                            "required": ["histories"],
+                            "properties": {
+                                "histories": {"type": "array", "minItems": 1, "items": _HISTORY},
                                 **_HOW,
                             },
                         },
@@ -340,7 +425,7 @@ OPENAPI: dict[str, Any] = {
                                 "properties": {
                                     "action": _ACTION,
                                     "log_prob": _NUMBER,
-                                    "probabilities": _NUMBERS,
+                                    "probabilities": _PROBABILITIES,
                                     "mean": _NUMBERS,
                                     "sigma": _NUMBERS,
                                     "sample": _NUMBERS,
@@ -354,7 +439,7 @@ OPENAPI: dict[str, Any] = {
                                 "properties": {
                                     "actions": {"type": "array", "items": _ACTION},
                                     "log_probs": _NUMBERS,
-                                    "probabilities": _ROWS,
+                                    "probabilities": _PROBABILITY_ROWS,
                                     "means": _ROWS,
                                     "sigmas": _ROWS,
                                     "samples": _ROWS,

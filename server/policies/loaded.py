@@ -38,7 +38,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A policy in memory, and which checkpoint it is."""
+    """A policy in memory, and which checkpoint it is.
+
+    Attributes:
+        policy: What acts.
+        policy_id: Whose checkpoint it is.
+        checkpoint_id: The checkpoint.
+        updates: Updates that the policy had had.
+        size: Bytes of the checkpoint.
+        parameters: Numbers that a row is multiplied with: those of the policy, for each observation that it reads.
+        has_memory: Whether it reads histories in the place of observations.
+    """
 
     policy: "Policy"
     policy_id: str
@@ -46,6 +56,7 @@ class Loaded:
     updates: int
     size: int
     parameters: int
+    has_memory: bool
 
 
 @dataclass(slots=True)
@@ -185,8 +196,8 @@ class PolicyCache:
             row = checkpoints.get(session, checkpoint_id)
             data = checkpoints.content(session, checkpoint_id)
         policy = pgengine.load(data)
-        parameters = sum(array.size for array in policy.parameters.values())
-        return Loaded(policy, row.policy_id, row.id, row.updates, len(data), parameters)
+        parameters = policy.memory * sum(array.size for array in policy.parameters.values())
+        return Loaded(policy, row.policy_id, row.id, row.updates, len(data), parameters, policy.memory > 1)
 
 
 _REFRESH = "refresh"

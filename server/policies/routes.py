@@ -8,20 +8,22 @@ from fastapi import Body as JsonBody
 from sqlalchemy.orm import Session
 
 from pgengine.errors import SpecError
+from pgengine.policies import load
 from pgengine.spaces import action_schema, observation_schema
+from pgengine.spec import TransformerPolicySpec
 from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
 from server.checkpoints.schemas import Checkpoint
 from server.environments import store as environments
 from server.environments.routes import Allowed, known, stored
-from server.environments.schemas import CARTPOLE
+from server.environments.schemas import BANDIT, CARTPOLE, FROZEN_LAKE
 from server.idempotency import Reply
-from server.ids import PolicyId
+from server.ids import CheckpointId, PolicyId
 from server.pages import Page, PageQuery
 from server.policies import store
-from server.policies.schemas import Policy, PolicyCreate, PolicySummary
+from server.policies.schemas import CheckpointParameters, Policy, PolicyCreate, PolicySummary
 from server.policies.store import Policy as Row
-from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, written
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, written
 
 __all__ = ["router"]
 
@@ -46,6 +48,28 @@ def create_policy(
                         "policy": {"kind": "mlp", "hidden": [32], "activation": "relu"},
                         "seed": 7,
                         "name": "small",
+                    },
+                },
+                "features": {
+                    "summary": "Linear in features of one's choice, from given parameters",
+                    "value": {
+                        "environment": BANDIT,
+                        "policy": {
+                            "kind": "linear",
+                            "features": {"kind": "table", "values": [[[1.0], [-1.0]], [[0.0], [0.0]]]},
+                            "initial_parameters": {"theta": [0.5]},
+                        },
+                    },
+                },
+                "score": {
+                    "summary": "A network that scores pairs of state and action",
+                    "value": {"environment": FROZEN_LAKE, "policy": {"kind": "score", "hidden": [16]}},
+                },
+                "transformer": {
+                    "summary": "A policy with memory: it reads the last four observations",
+                    "value": {
+                        "environment": {"kind": "gymnasium", "id": "pgengine/TMaze-v0"},
+                        "policy": {"kind": "transformer", "window": 4, "width": 16},
                     },
                 },
             }
@@ -111,12 +135,53 @@ def list_policy_checkpoints(policy_id: Id, query: Annotated[PageQuery, Query()],
         return checkpoint_page(checkpoints.list_(session, query, policy_id=policy_id))
 
 
+# --- the numbers of a policy ------------------------------------------------------------------------------------------
+
+MOST_NUMBERS = 100_000
+"""Numbers that are written out as JSON; more are read from the content of the checkpoint."""
+
+
+@router.get(
+    "/checkpoints/{checkpoint_id}/parameters",
+    operation_id="get_checkpoint_parameters",
+    summary="Read the parameters of a checkpoint",
+    tags=["checkpoints"],
+)
+def get_checkpoint_parameters(
+    checkpoint_id: Annotated[CheckpointId, Path(description="Id of a checkpoint.")], database: Db
+) -> CheckpointParameters:
+    """The policy's parameters as numbers; sent as `initial_parameters` they make the same policy again."""
+    with database.read() as session:
+        row = checkpoints.get(session, checkpoint_id)
+        data = checkpoints.content(session, checkpoint_id)
+    policy = load(data)
+    numbers = policy.size + sum(array.size for array in policy.buffers.values())
+    if numbers > MOST_NUMBERS:
+        message = (
+            f"The policy has {numbers} numbers, and at most {MOST_NUMBERS} are written out as JSON; "
+            f"take /v1/checkpoints/{checkpoint_id}/content, which `pgengine.load` reads."
+        )
+        raise invalid("/checkpoint_id", "too_many_parameters", message)
+    return CheckpointParameters(
+        checkpoint_id=row.id,
+        policy_id=row.policy_id,
+        updates=row.updates,
+        parameters={name: array.tolist() for name, array in policy.parameters.items()},
+        buffers={name: array.tolist() for name, array in policy.buffers.items()},
+    )
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
 def _body(session: Session, row: Row) -> Policy:
     facts = environments.facts_of(environments.get(session, row.environment_id))
     heads = checkpoints.heads(session, [row.id])[row.id]
+    spec = store.spec_of(row)
     return Policy(
         **_summary(row, heads),
-        spec=store.spec_of(row),
+        spec=spec,
+        memory=spec.window if isinstance(spec, TransformerPolicySpec) else 1,
         best_checkpoint_id=heads.best,
         observation_space=facts.observation_space,
         action_space=facts.action_space,

@@ -11,7 +11,7 @@ from server.environments.schemas import EnvironmentReference, id_or_inline
 from server.ids import CheckpointId, EnvironmentId, PolicyId
 from server.request import Answer, Body, Metadata, Name
 
-__all__ = ["Policy", "PolicyCreate", "PolicyReference", "PolicySummary"]
+__all__ = ["CheckpointParameters", "Policy", "PolicyCreate", "PolicyReference", "PolicySummary"]
 
 PolicyReference = Annotated[
     Annotated[PolicyId, Tag("id")] | Annotated[PolicySpec, Tag("inline")],
@@ -52,7 +52,7 @@ class PolicySummary(Answer):
     """What clients note on it."""
     environment_id: EnvironmentId
     """The environment that it was made for."""
-    kind: Literal["linear", "mlp"]
+    kind: Literal["linear", "mlp", "score", "transformer"]
     """Which network it is."""
     seed: int
     """Initial parameters were drawn from it."""
@@ -79,3 +79,22 @@ class Policy(PolicySummary):
     """JSON Schema of one observation."""
     action_schema: dict[str, Any]
     """JSON Schema of one action."""
+    memory: int
+    """How many observations it reads; above 1 it is asked with `history`, the newest observation last."""
+
+
+class CheckpointParameters(Answer):
+    """The numbers that a policy is made of, as `initial_parameters` takes them."""
+
+    object: Literal["checkpoint_parameters"] = "checkpoint_parameters"
+    """Always `checkpoint_parameters`."""
+    checkpoint_id: CheckpointId
+    """The checkpoint."""
+    policy_id: PolicyId
+    """The policy that it belongs to."""
+    updates: int
+    """Updates that the policy had had."""
+    parameters: dict[str, Any]
+    """Parameters by name, nested lists of numbers."""
+    buffers: dict[str, Any]
+    """Figures of the observation normaliser by name, nested lists of numbers; empty without one."""

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from pgengine.environments import EnvironmentFacts
 from pgengine.policies import create_policy, load
 from pgengine.policies.networks import MAX_PARAMETERS
-from pgengine.spec import EnvironmentSpec, LinearPolicySpec, MlpPolicySpec, PolicySpec
+from pgengine.spec import EnvironmentSpec, PolicySpec
 from server.checkpoints import store as checkpoints
 from server.database import now
 from server.errors import InUse, NotFound
@@ -23,7 +23,7 @@ from server.tables import Policy
 
 __all__ = ["Drawn", "Policy", "check_fits", "create", "delete", "draw", "get", "list_", "spec_of"]
 
-_SPEC: TypeAdapter[LinearPolicySpec | MlpPolicySpec] = TypeAdapter(PolicySpec)
+_SPEC: TypeAdapter[PolicySpec] = TypeAdapter(PolicySpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Drawn:
         digest: SHA-256 of the bytes in hexadecimal.
     """
 
-    spec: LinearPolicySpec | MlpPolicySpec
+    spec: PolicySpec
     seed: int
     policy_bytes: bytes = field(repr=False)
     digest: str
 
 
 def draw(
-    policy_spec: LinearPolicySpec | MlpPolicySpec,
+    policy_spec: PolicySpec,
     environment: EnvironmentSpec,
     facts: EnvironmentFacts,
     seed: int,
@@ -126,13 +126,13 @@ def delete(session: Session, policy_id: str) -> None:
 
     Raises:
         NotFound: if there is none with this id.
-        InUse: if jobs refer to it.
+        InUse: if jobs refer to it, or a job that has not ended reads one of its checkpoints.
     """
     row = get(session, policy_id)
     try:
         session.execute(delete_from(Policy).where(Policy.id == row.id))
     except IntegrityError as error:
-        raise InUse("Training jobs refer to this policy; delete them first.") from error
+        raise InUse("Jobs refer to this policy or read one of its checkpoints; delete or cancel them first.") from error
     session.expunge(row)
 
 
@@ -147,6 +147,6 @@ def check_fits(session: Session, policy_id: str, facts: EnvironmentFacts) -> Non
     load(checkpoints.content(session, latest.id)).fits(facts)
 
 
-def spec_of(row: Policy) -> LinearPolicySpec | MlpPolicySpec:
+def spec_of(row: Policy) -> PolicySpec:
     """Network and distribution, all defaults written out."""
     return _SPEC.validate_python(row.spec)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, TypeAdapter
 
-from server.jobs.reports import Outcome, Report
+from server.jobs.reports import JobKind, Outcome, Report
 
 __all__ = [
     "LARGEST_FRAME",
@@ -53,14 +53,20 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A job to compute. `state_bytes` resumes it after so many `updates`; without them it begins with the policy."""
+    """A job to compute. `state_bytes` resumes it after so many `updates`; without them it begins with the policy.
+
+    `behaviour_bytes` is the policy that acts in training, if that is another one. A gradient check whose spec describes
+    its policy comes without `policy_bytes`.
+    """
 
     job_id: str
     updates: int
     spec: dict[str, Any] = field(repr=False)
-    policy_bytes: bytes = field(repr=False)
+    policy_bytes: bytes | None = field(repr=False)
     state_bytes: bytes | None = field(repr=False)
     checkpoint_seconds: float
+    behaviour_bytes: bytes | None = field(default=None, repr=False)
+    job_kind: JobKind = "training"
     kind: Literal["start"] = "start"
 
 

@@ -1,6 +1,5 @@
 """The trainer's process, as its supervisor sees it: started, spoken to, ended."""
 
-import os
 import socket
 import struct
 import subprocess
@@ -8,7 +7,7 @@ import sys
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from server.settings import Settings
+from server.settings import Settings, program_environment
 from server.worker.link import Link, Message
 from server.worker.log import log
 from server.worker.stop import Stop
@@ -17,9 +16,6 @@ __all__ = ["TrainerProcess"]
 
 FRAME_SECONDS = 30
 """A trainer that stops in the middle of a frame for so long is given up; waiting for a frame has no such limit."""
-
-SECRETS = ("PGENGINE_DATABASE_URL", "PGENGINE_API_KEY")
-"""What a trainer does not inherit: it has no business with the database or with keys."""
 
 
 class TrainerProcess:
@@ -37,7 +33,7 @@ class TrainerProcess:
             stdin=subprocess.DEVNULL,
             # what an environment prints belongs into the log
             stdout=2,
-            env=_environment(settings.threads),
+            env=program_environment(settings.threads),
             pass_fds=[theirs.fileno()],
             # Ctrl-C in a terminal is for the supervisor, which ends the trainer in order
             process_group=0,
@@ -82,10 +78,3 @@ class TrainerProcess:
         ended = f"by signal {-status}" if status < 0 else f"with status {status}"
         log("trainer_ended", trainer=self._process.pid, ended=ended)
         return ended
-
-
-def _environment(threads: int) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    # the numeric libraries read these when they are loaded
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return inherited | counts

@@ -8,7 +8,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure, SpecError
-from pgengine.spec import TrainingSpec
+from pgengine.spec import GradientCheckSpec, TrainingSpec
 from server.jobs.reports import Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
 from server.worker.log import log
@@ -37,7 +37,7 @@ def run(job: Start, link: Channel) -> None:
     """
     reporter = _Reporter(link, job)
     try:
-        last = _train(job, reporter)
+        last = _check(job, reporter) if job.job_kind == "gradient_check" else _train(job, reporter)
     except LinkClosed:
         raise
     except Exception as error:  # noqa: BLE001  whatever an environment or the engine raises ends this job, not the trainer
@@ -51,9 +51,11 @@ def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
 
     reporter.describe(pgengine.runtime_fingerprint())
     spec = TrainingSpec.model_validate(job.spec)
+    assert job.policy_bytes is not None, "a training starts from a stored policy"
     policy = pgengine.load(job.policy_bytes)
+    behaviour = None if job.behaviour_bytes is None else pgengine.load(job.behaviour_bytes)
     update: Update | None = None
-    for update in pgengine.train(spec, policy=policy, resume_from=job.state_bytes):
+    for update in pgengine.train(spec, policy=policy, resume_from=job.state_bytes, behaviour=behaviour):
         command = reporter.add(update)
         if command == "cancel":
             return Finished(Outcome("cancelled", report=reporter.rest_with(update)))
@@ -69,9 +71,30 @@ def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
         episodes=spec.evaluation.episodes,
         seed=spec.seed,
         deterministic_episodes=spec.evaluation.deterministic_episodes,
+        survival=spec.algorithm.survival,
     ).model_dump(mode="json")
     report = reporter.rest() if update is None else reporter.rest_with(update, evaluation)
     return Finished(Outcome("succeeded", report=report, result=_result(spec, update, evaluation)))
+
+
+def _check(job: Start, reporter: "_Reporter") -> Finished | Released:
+    """A gradient check: a pure function of its spec, which begins again wherever it is given back."""
+    import pgengine
+    from pgengine.checking import check_steps
+
+    reporter.describe(pgengine.runtime_fingerprint())
+    spec = GradientCheckSpec.model_validate(job.spec)
+    policy = None if job.policy_bytes is None else pgengine.load(job.policy_bytes)
+    result: dict[str, Any] | None = None
+    for step in check_steps(spec, policy):
+        command = reporter.advance(step.fraction)
+        if step.result is not None:
+            result = step.result.model_dump(mode="json")
+        elif command == "cancel":
+            return Finished(Outcome("cancelled", report=reporter.rest()))
+        elif command == "release":
+            return Released(reporter.rest())
+    return Finished(Outcome("succeeded", report=reporter.rest(), result=result))
 
 
 def _result(spec: TrainingSpec, update: "Update | None", evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -112,10 +135,12 @@ class _Reporter:
             self._reported_updates = update.updates
         if update.evaluation is not None or time.monotonic() >= self._checkpoint_at:
             self._keep(update, None if update.evaluation is None else update.evaluation.model_dump(mode="json"))
-        self._exchange(wait=False)
-        if not self._in_flight and time.monotonic() >= self._report_at:
-            self._send()
-        return self._command
+        return self._report()
+
+    def advance(self, fraction: float) -> Command:
+        """Say how far a job without updates is, when it is due, and what the supervisor wants."""
+        self._progress = Progress(fraction=fraction)
+        return self._report()
 
     def checkpoint(self, update: "Update") -> None:
         """Send a checkpoint of this update and all before, unless it has been sent."""
@@ -153,6 +178,12 @@ class _Reporter:
         )
         self._checkpoint_at = time.monotonic() + self._checkpoint_seconds
         self._kept_updates = update.updates
+
+    def _report(self) -> Command:
+        self._exchange(wait=False)
+        if not self._in_flight and time.monotonic() >= self._report_at:
+            self._send()
+        return self._command
 
     def _send(self) -> None:
         self._link.send(Reported(self.rest()))

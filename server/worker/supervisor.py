@@ -156,7 +156,7 @@ class _Supervisor:
     # --- one job ---
 
     def _serve(self, claim: Claim) -> None:
-        log("job_started", job_id=claim.job_id, attempt=claim.attempt, token=claim.token, updates=claim.updates)
+        log("job_started", job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt, token=claim.token)
         with self._lease.holding(claim):
             try:
                 self._follow(claim)
@@ -192,6 +192,8 @@ class _Supervisor:
             policy_bytes=claim.policy_bytes,
             state_bytes=claim.state_bytes,
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            behaviour_bytes=claim.behaviour_bytes,
+            job_kind=claim.kind,
         )
 
     def _advance(self, claim: Claim, deadlines: _Deadlines) -> bool:

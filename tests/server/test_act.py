@@ -17,7 +17,14 @@ from sqlalchemy.engine import Engine
 from starlette.applications import Starlette
 
 import pgengine
-from pgengine.spec import GaussianSpec, GymnasiumSpec, LinearPolicySpec, MlpPolicySpec, TabularSpec
+from pgengine.spec import (
+    GaussianSpec,
+    GymnasiumSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    TabularSpec,
+    TransformerPolicySpec,
+)
 from server.checkpoints import store as checkpoints
 from server.database import Database, NamingBase
 from server.environments import store as environments
@@ -29,6 +36,7 @@ from server.policies import loaded
 from server.policies import store as policies
 from server.policies.act import ActEndpoint
 from server.settings import Settings
+from tests.server import components_environments
 
 CARTPOLE = GymnasiumSpec(id="CartPole-v1")
 PENDULUM = GymnasiumSpec(id="Pendulum-v1")
@@ -47,7 +55,7 @@ MOVED = [0.5, 1.5, 0.0, -0.5]
 def made(database: Database, environment: GymnasiumSpec | TabularSpec, policy: Any) -> str:
     """A stored policy at update 0."""
     with database.read() as session:
-        home = environments.described(session, environment, allowed=AllowList())
+        home = environments.described(session, environment, allowed=AllowList(components_environments.IDS))
     drawn = policies.draw(policy, home.spec, home.facts, seed=3)
     with database.write() as session:
         return policies.create(session, environments.ensure(session, home)[0].id, drawn).id
@@ -159,6 +167,137 @@ def test_gaussian_answers_mean_sigma_and_the_raw_sample(sqlite_database: Databas
             # the action is the sample's image inside the box, the sample is not
             assert np.abs(batch["samples"]).max() > 2.0
             assert np.array_equal(np.clip(batch["samples"], -2.0, 2.0), np.array(batch["actions"]))
+
+    asyncio.run(run())
+
+
+def test_a_head_answers_a_sigma_for_each_row(sqlite_database: Database) -> None:
+    async def run() -> None:
+        wide = GymnasiumSpec(id=components_environments.WIDE)
+        policy_id = made(sqlite_database, wide, MlpPolicySpec(distribution=GaussianSpec(sigma="head")))
+        put(sqlite_database, policy_id, 1)
+        async with asking(sqlite_database) as client:
+            rows = [[0.5, -0.5], [-1.0, 1.0]]
+            one = await ask(client, policy_id, observation=rows[1], deterministic=True)
+            batch = await ask(client, policy_id, observations=rows, deterministic=True)
+            assert np.array(batch["sigmas"]).shape == np.array(batch["means"]).shape == (2, 2)
+            assert (one["sigma"], one["mean"], one["log_prob"]) == (
+                batch["sigmas"][1],
+                batch["means"][1],
+                batch["log_probs"][1],
+            )
+            # at the mean the density tells sigma
+            expected = -sum(math.log(sigma) + 0.5 * math.log(2 * math.pi) for sigma in one["sigma"])
+            assert one["log_prob"] == pytest.approx(expected, rel=1e-4)
+
+    asyncio.run(run())
+
+
+def test_actions_of_several_components(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, GymnasiumSpec(id=components_environments.MULTI_DISCRETE), MlpPolicySpec())
+        async with asking(sqlite_database) as client:
+            batch = await ask(client, policy_id, observations=[[0, 4], [1, 0], [1, 2]], seed=3)
+            one = await ask(client, policy_id, observation=[0, 4], seed=3)
+            assert set(one) == {"action", "log_prob", "probabilities", "checkpoint_id", "updates"}
+            for name in ("action", "log_prob"):
+                assert one[name] == batch[f"{name}s"][0]
+            assert one["probabilities"] == batch["probabilities"][0]
+            assert [[len(part) for part in row] for row in batch["probabilities"]] == [[3, 2]] * 3
+            for row, action, log_prob in zip(batch["probabilities"], batch["actions"], batch["log_probs"], strict=True):
+                taken = row[0][action[0] - 1] * row[1][action[1]]
+                assert math.exp(log_prob) == pytest.approx(taken, rel=1e-5)
+            problem = await refused(client, policy_id, {"observation": [0, 5]})
+            assert problem["errors"][0]["pointer"].startswith("/observation")
+
+    asyncio.run(run())
+
+
+def test_actions_of_several_coins(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, GymnasiumSpec(id=components_environments.MULTI_BINARY), MlpPolicySpec())
+        async with asking(sqlite_database) as client:
+            batch = await ask(client, policy_id, observations=[[0, 1, 0, 1], [1, 1, 1, 1]], seed=3)
+            assert np.array(batch["probabilities"]).shape == np.array(batch["actions"]).shape == (2, 3)
+            for row, action, log_prob in zip(batch["probabilities"], batch["actions"], batch["log_probs"], strict=True):
+                taken = math.prod(p if coin == 1 else 1.0 - p for p, coin in zip(row, action, strict=True))
+                assert math.exp(log_prob) == pytest.approx(taken, rel=1e-5)
+
+    asyncio.run(run())
+
+
+MEMORY = TransformerPolicySpec(window=3, width=8)
+
+
+def test_a_policy_with_memory_is_asked_with_its_history(database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(database, CARTPOLE, MEMORY)
+        rng = np.random.default_rng(0)
+        with database.write() as session:
+            policy = pgengine.load(checkpoints.content(session, checkpoints.latest(session, policy_id).id))
+            drawn = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in policy.parameters.items()}
+            checkpoints.put(session, policy_id, 1, policy.copy(drawn, 1).to_bytes())
+        async with asking(database) as client:
+            history = [UPRIGHT, MOVED, [0.1, 0.2, 0.3, 0.4]]
+            whole = await ask(client, policy_id, history=history, seed=1)
+            assert set(whole) == {"action", "log_prob", "probabilities", "checkpoint_id", "updates"}
+            # what was seen before is remembered, and its order matters
+            short = await ask(client, policy_id, history=history[1:], seed=1)
+            turned = await ask(client, policy_id, history=[MOVED, UPRIGHT, history[2]], seed=1)
+            assert len({json.dumps(one["probabilities"]) for one in (whole, short, turned)}) == 3
+            batch = await ask(client, policy_id, histories=[history, history[1:], history[:1]], seed=1)
+            assert batch["probabilities"][:2] == [whole["probabilities"], short["probabilities"]]
+            assert (batch["actions"][0], batch["log_probs"][0]) == (whole["action"], whole["log_prob"])
+
+    asyncio.run(run())
+
+
+def test_histories_of_discrete_observations(sqlite_database: Database) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CHAIN, MEMORY)
+        async with asking(sqlite_database) as client:
+            batch = await ask(client, policy_id, histories=[[0], [0, 1, 0]])
+            assert len(batch["actions"]) == 2
+            assert (await ask(client, policy_id, history=[0, 1]))["action"] in (0, 1)
+            problem = await refused(client, policy_id, {"histories": [[0], [0, 2]]})
+            assert problem["errors"][0]["pointer"].startswith("/histories/1")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("policy", "body", "pointer", "code"),
+    [
+        (MEMORY, {"observation": UPRIGHT}, "/observation", "history_expected"),
+        (MEMORY, {"observations": [UPRIGHT]}, "/observations", "history_expected"),
+        (MlpPolicySpec(hidden=[4]), {"history": [UPRIGHT]}, "/history", "no_memory"),
+        (MlpPolicySpec(hidden=[4]), {"histories": [[UPRIGHT]]}, "/histories", "no_memory"),
+        # a transformer over one observation has nothing to remember
+        (TransformerPolicySpec(window=1, width=8), {"history": [UPRIGHT]}, "/history", "no_memory"),
+        (MEMORY, {"history": [UPRIGHT], "observation": UPRIGHT}, "/history", "conflict"),
+        (MEMORY, {"history": [UPRIGHT], "histories": [[UPRIGHT]]}, "/histories", "conflict"),
+        (MEMORY, {}, "/observation", "missing"),
+        (MEMORY, {"histories": []}, "/histories", "too_short"),
+        (MEMORY, {"histories": [[UPRIGHT]] * 65}, "/histories", "too_long"),
+        (MEMORY, {"histories": 3}, "/histories", "list_type"),
+        (MEMORY, {"history": []}, "/history", None),
+        (MEMORY, {"history": [UPRIGHT] * 4}, "/history", None),
+        (MEMORY, {"history": UPRIGHT[:3]}, "/history/0", None),
+        (MEMORY, {"history": [UPRIGHT, UPRIGHT[:3]]}, "/history/1", None),
+        (MEMORY, {"history": [UPRIGHT, [0.0, 0.0, 0.0, "1"]]}, "/history/1/3", None),
+        (MEMORY, {"history": [UPRIGHT, [0.0, 0.0, 0.0, 2**53 + 2]]}, "/history/1/3", "integer_too_large"),
+        (MEMORY, {"histories": [[UPRIGHT], [[1e39, 0.0, 0.0, 0.0]]]}, "/histories/1", "observation_not_finite"),
+    ],
+)
+def test_what_is_no_history_is_refused_with_its_place(
+    sqlite_database: Database, policy: Any, body: dict[str, Any], pointer: str, code: str | None
+) -> None:
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, policy)
+        async with asking(sqlite_database) as client:
+            (fault,) = (await refused(client, policy_id, body))["errors"]
+            assert fault["pointer"].startswith(pointer)
+            assert code is None or fault["code"] == code
 
     asyncio.run(run())
 

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
 
 import migrations
 from migrations import MigrationError, expected, migrate, state
@@ -94,6 +95,85 @@ def test_up_down_and_up_again_on_filled_tables(empty_database: Database) -> None
     _fill(empty_database)
 
 
+def _gradient_check(**changes: Any) -> Job:
+    """A check whose policy is described and not stored."""
+    given = {"kind": "gradient_check", "policy_id": None, "spec": {}, "label": {}, "max_attempts": 3}
+    return Job(id=new_id("job"), **(given | changes))
+
+
+def test_0002_keeps_all_rows_on_the_way_up(empty_database: Database) -> None:
+    migrate(empty_database, "0001")
+    with empty_database.write() as session:
+        for statement in _FILLED_AT_0001:
+            session.execute(text(statement))
+    migrate(empty_database)
+    counts = _counts(empty_database)
+    assert [counts[name] for name in ("environment", "policy", "job", "checkpoint", "event", "metric")] == [1] * 6
+    with empty_database.read() as session:
+        job = session.scalars(select(Job)).one()
+        assert (job.kind, job.policy_id, job.checkpoint_id, job.status) == ("training", "pol_1", None, "running")
+
+
+def test_0002_takes_what_0001_cannot_keep_on_the_way_down(empty_database: Database) -> None:
+    migrate(empty_database)
+    _fill(empty_database)
+    with empty_database.write() as session:
+        environment_id = session.scalars(select(Environment.id)).one()
+        checkpoint_id = session.scalars(select(Checkpoint.id)).one()
+        check = _gradient_check(environment_id=environment_id, checkpoint_id=checkpoint_id)
+        session.add(check)
+        session.flush()
+        session.add(Event(job_id=check.id, seq=1, type="log", attempt=1, data={}))
+    migrate(empty_database, "0001")
+    with empty_database.connect() as connection:
+        assert connection.scalars(text("SELECT kind FROM job")).all() == ["training"]
+        assert connection.scalar(text("SELECT count(*) FROM event")) == 1
+        assert "checkpoint_id" not in {column["name"] for column in sa.inspect(connection).get_columns("job")}
+    migrate(empty_database)
+    assert set(_counts(empty_database).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "constraint"),
+    [
+        ({"kind": "training"}, "ck_job_policy"),
+        ({"kind": "evaluation"}, "ck_job_kind"),
+        ({"checkpoint_id": "the one", "status": "failed", "finished_at": now()}, "ck_job_checkpoint"),
+        ({"checkpoint_id": "ckpt_0"}, "foreign key"),
+    ],
+)
+def test_the_database_keeps_the_rules_of_jobs(
+    empty_database: Database, changes: dict[str, Any], constraint: str
+) -> None:
+    migrate(empty_database)
+    _fill(empty_database)
+    with empty_database.read() as session:
+        environment_id = session.scalars(select(Environment.id)).one()
+        checkpoint_id = session.scalars(select(Checkpoint.id)).one()
+    if changes.get("checkpoint_id") == "the one":
+        changes = changes | {"checkpoint_id": checkpoint_id}
+    with pytest.raises(IntegrityError, match=f"(?i){constraint}"), empty_database.write() as session:
+        session.add(_gradient_check(environment_id=environment_id, **changes))
+    with empty_database.write() as session:
+        session.add(_gradient_check(environment_id=environment_id, checkpoint_id=checkpoint_id))
+    with pytest.raises(IntegrityError), empty_database.write() as session:
+        session.execute(sa.delete(Checkpoint).where(Checkpoint.id == checkpoint_id))
+
+
+_TIME = "'2026-11-01 00:00:00.000000'"
+_FILLED_AT_0001 = [
+    f"INSERT INTO environment VALUES ('env_1', 'h', '{{}}', '{{}}', {_TIME})",
+    f"INSERT INTO policy VALUES ('pol_1', NULL, '{{}}', 'env_1', '{{}}', 1, 3, {_TIME})",
+    "INSERT INTO job (id, kind, metadata, policy_id, environment_id, spec, label, status, attempt, max_attempts, token,"
+    " worker, lease_expires_at, start_updates, updates, env_steps, episodes, fraction, next_seq, created_at, queued_at)"
+    " VALUES ('job_1', 'training', '{}', 'pol_1', 'env_1', '{}', '{}', 'running', 1, 3, 1, "
+    f"'w', {_TIME}, 0, 3, 3, 3, 0.5, 2, {_TIME}, {_TIME})",
+    f"INSERT INTO checkpoint VALUES ('ckpt_1', 'pol_1', 'job_1', 3, 0, 2, 's', NULL, {_TIME})",
+    f"INSERT INTO event VALUES ('job_1', 1, 'log', 1, '{{}}', {_TIME})",
+    "INSERT INTO metric VALUES ('job_1', 1, 1, 5, '{}', NULL)",
+]
+
+
 def test_at_the_wanted_revision_nothing_is_changed(empty_database: Database) -> None:
     migrate(empty_database)
     _fill(empty_database)
@@ -131,6 +211,7 @@ def _definitions(database: Database) -> set[str]:
     with database.connect() as connection:
         found = [row for statement in statements for row in connection.scalars(text(statement))]
     # the order within CREATE TABLE does not matter, and neither do white space and needless quotes
+    found = [re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", row) for row in found]
     return {" ".join(sorted(re.split(r",?\s*\n\s*", row.strip(" \n)")))) for row in found}
 
 

@@ -16,10 +16,12 @@ import pytest
 from sqlalchemy import select
 
 import pgengine
+from pgengine.checking import check_steps
 from pgengine.spec import (
     AlgorithmSpec,
     EnvironmentSpec,
     EvaluationSpec,
+    GradientCheckSpec,
     GymnasiumSpec,
     MlpPolicySpec,
     SgdSpec,
@@ -514,3 +516,79 @@ def test_two_workers_share_a_queue(sqlite_database: Database, tmp_path: Path) ->
             worker.kill()
     with sqlite_database.read() as session:
         assert list(session.scalars(select(Job.attempt))) == [1] * 6
+
+
+# --- gradient checks
+
+
+def checked(batches: int = 50_000) -> GradientCheckSpec:
+    """A few seconds of work whose result is known."""
+    world = TabularSpec(
+        transitions=[[[0.5, 0.5], [0.9, 0.1]], [[0.0, 1.0], [0.0, 1.0]]],
+        rewards=[[0.0, 1.0], [0.0, 0.0]],
+        initial=[1.0, 0.0],
+        terminal=[1],
+        horizon=20,
+    )
+    return GradientCheckSpec(environment=world, batches=batches, seed=4)
+
+
+def submit_check(database: Database, spec: GradientCheckSpec) -> str:
+    """Queue a check of a policy that its spec describes."""
+    with database.write() as session:
+        environment = Environment(id=new_id("env"), content_hash=new_id("env"), spec=_json(spec.environment), facts={})
+        session.add(environment)
+        session.flush()
+        job = store.create(
+            session,
+            kind="gradient_check",
+            policy_id=None,
+            environment_id=environment.id,
+            start_updates=0,
+            spec=_json(spec) | {"checkpoint_id": None},
+            label={},
+            max_attempts=3,
+        )
+    return job.id
+
+
+def await_fraction(database: Database, job_id: str) -> None:
+    until(lambda: 0.0 < job_of(database, job_id).fraction < 1.0, START_SECONDS, "progress of the check")
+
+
+def undisturbed(spec: GradientCheckSpec) -> dict[str, Any]:
+    """What the engine says here, without the time that it took."""
+    (last,) = [step.result for step in check_steps(spec) if step.result is not None]
+    return _json(last) | {"seconds": None}
+
+
+@pytest.mark.parametrize("how", ["the trainer is killed", "the worker is stopped"])
+def test_a_check_that_is_disturbed_begins_again_and_comes_to_the_same(
+    database: Database, start_worker: Callable[..., Worker], how: str
+) -> None:
+    spec = checked()
+    job_id = submit_check(database, spec)
+    worker = start_worker()
+    await_fraction(database, job_id)
+    if how == "the trainer is killed":
+        os.kill(worker.trainer(), signal.SIGKILL)
+    else:
+        worker.process.terminate()
+        worker.process.wait(30)
+        start_worker()
+    job = ended(database, job_id)
+    assert (job.status, job.attempt) == ("succeeded", 1 if how == "the worker is stopped" else 2)
+    assert job.result is not None
+    assert job.result | {"seconds": None} == undisturbed(spec)
+    assert {event["type"] for event in events_of(database, job_id)} <= {"status", "log"}
+
+
+def test_a_running_check_is_cancelled(steady_database: Database, steady_worker: Worker) -> None:
+    job_id = submit_check(steady_database, checked(10_000_000))
+    await_fraction(steady_database, job_id)
+    with steady_database.write() as session:
+        store.request_cancel(session, job_id)
+    job = ended(steady_database, job_id, 20)
+    assert (job.status, job.result) == ("cancelled", None)
+    # the trainer is well and serves the next one
+    assert ended(steady_database, submit_check(steady_database, checked(100))).status == "succeeded"

@@ -38,6 +38,14 @@ ROUTES = [
     ("DELETE", f"/v1/training-jobs/job_{OBJECT}", "train"),
     ("GET", f"/v1/checkpoints/ckpt_{OBJECT}", "read"),
     ("GET", f"/v1/checkpoints/ckpt_{OBJECT}/content", "read"),
+    ("GET", f"/v1/training-jobs/job_{OBJECT}/updates/1", "read"),
+    ("GET", f"/v1/checkpoints/ckpt_{OBJECT}/parameters", "read"),
+    ("GET", "/v1/gradient-checks", "read"),
+    ("GET", f"/v1/gradient-checks/job_{OBJECT}", "read"),
+    ("GET", f"/v1/gradient-checks/job_{OBJECT}/events", "read"),
+    ("POST", "/v1/gradient-checks", "train"),
+    ("POST", f"/v1/gradient-checks/job_{OBJECT}/cancel", "train"),
+    ("DELETE", f"/v1/gradient-checks/job_{OBJECT}", "train"),
     ("GET", "/metrics", "read"),
     ("GET", "/v1/nothing-here", "read"),
 ]
@@ -51,10 +59,16 @@ def test_every_route_is_in_the_matrix(api: Any) -> None:
         for method in operations
     }
     listed = {(method, path.replace(OBJECT, "{}")) for method, path, _ in ROUTES}
-    names = {"environment_id": "env_{}", "policy_id": "pol_{}", "job_id": "job_{}", "checkpoint_id": "ckpt_{}"}
+    names = {
+        "environment_id": "env_{}",
+        "policy_id": "pol_{}",
+        "job_id": "job_{}",
+        "checkpoint_id": "ckpt_{}",
+        "check_id": "job_{}",
+    }
     for method, path in documented:
         for name, shape in names.items():
-            path = path.replace(f"{{{name}}}", shape)
+            path = path.replace(f"{{{name}}}", shape).replace("{update}", "1")
         assert (method, path) in listed
 
 

@@ -105,7 +105,7 @@ BAD_JOBS: list[tuple[str, Any, list[tuple[str, str]]]] = [
     (
         "a finite MDP without a horizon",
         {"environment": {name: value for name, value in CHAIN.items() if name != "horizon"}},
-        [("/environment/horizon", "missing")],
+        [("/environment/horizon", "no_certain_end")],
     ),
     (
         "a probability beyond 1",
@@ -236,7 +236,7 @@ def test_a_bad_training_job_is_refused_with_the_place(
 @pytest.mark.parametrize(
     ("body", "faults"),
     [
-        ({"kind": "tabular"}, [("/transitions", "missing"), ("/initial", "missing"), ("/horizon", "missing")]),
+        ({"kind": "tabular"}, [("/transitions", "missing"), ("/initial", "missing")]),
         ({"id": "CartPole-v1"}, [("/kind", "missing")]),
         ({"kind": "gymnasium", "id": "a:b"}, [("/id", "module_in_id")]),
         ({"kind": "gymnasium", "id": "Nope-v0"}, [("/id", "environment_not_allowed")]),

@@ -303,9 +303,13 @@ def test_a_misspelt_metric_is_refused_with_those_that_there_are(
     assert "gradient_norm" in body["errors"][0]["message"]
     worked(database)
     body = problem(any_api.get(f"{path}?keys=mean_retrun"), 422, "invalid_request", fault)
-    assert "mean_return, entropy" in body["errors"][0]["message"]
+    assert "entropy, gradient_norm" in body["errors"][0]["message"]
     assert "retrun" not in json.dumps(body)
     problem(any_api.get(f"{path}?keys=mean_retrun&from_update=1000"), 422, "invalid_request", fault)
+    # not every metric is measured of every update, or of every job
+    unmeasured = any_api.get(f"{path}?keys=exact_return,mean_return").json()
+    assert unmeasured["values"] == {"exact_return": [None] * 3, "mean_return": [1.0, 2.0, 3.0]}
+    assert unmeasured["nonfinite"] == {}
 
 
 def test_the_metrics_that_can_be_asked_for_are_documented() -> None:

@@ -1,0 +1,139 @@
+"""The engine in processes of its own, for what the API asks it about jobs now and then.
+
+The API process never loads torch, and a question may take long: so each is answered by a program of its own, bounded in
+number and in time, that ends with this process however that ends. Lives on the event loop.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pgengine.errors import SpecError
+from server.errors import InternalError, TookTooLong, TooManyRequests, Unavailable
+from server.settings import Settings, program_environment
+
+__all__ = ["Engine", "EngineFailed"]
+
+_log = logging.getLogger(__name__)
+
+
+class EngineFailed(Exception):
+    """The engine has tried and could not: an environment raised, or bytes cannot be read. The message is for people."""
+
+
+class Engine:
+    """Asks programs.
+
+    Args:
+        settings: How many at once, for how long, with how many threads and which modules.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._most = settings.max_explanations
+        self._seconds = settings.explain_seconds
+        modules = [part for name in settings.environment_modules for part in ("--module", name)]
+        self._command = [
+            *(sys.executable, "-m", "server.jobs.engine_program", "--threads", str(settings.threads)),
+            *modules,
+        ]
+        self._environment = program_environment(settings.threads)
+        self._asked = 0
+        self._running: set[asyncio.subprocess.Process] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    async def ask(self, question: str, request: Mapping[str, Any], **files: bytes | None) -> dict[str, Any]:
+        """The answer to one question.
+
+        Args:
+            question: `check` or `explain`.
+            request: What is asked, as JSON.
+            files: Policies and states that belong to it.
+
+        Raises:
+            SpecError: if the engine refuses the request; the pointer is from the root of the spec.
+            EngineFailed: if it has tried and failed.
+            TooManyRequests: if as many questions as may be are being answered.
+            TookTooLong: if the answer takes too long.
+            Unavailable: if the server is shutting down.
+        """
+        if self._asked >= self._most:
+            raise TooManyRequests(
+                f"{self._most} questions to the engine are being answered (PGENGINE_MAX_EXPLANATIONS); try again later."
+            )
+        self._loop = asyncio.get_running_loop()
+        self._asked += 1
+        try:
+            with tempfile.TemporaryDirectory(prefix="pgengine-") as directory:
+                await asyncio.to_thread(_write, Path(directory), {"question": question, **request}, files)
+                written = await self._run(directory)
+        finally:
+            self._asked -= 1
+        answer: dict[str, Any] = await asyncio.to_thread(json.loads, written)
+        if "refused" in answer:
+            raise SpecError(**answer["refused"])
+        if "failed" in answer:
+            raise EngineFailed(answer["failed"])
+        found: dict[str, Any] = answer["answer"]
+        return found
+
+    def close(self) -> None:
+        """Ends all programs and refuses new questions; may be called by a signal handler or another thread."""
+        self._closed = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._kill)
+
+    def _kill(self) -> None:
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def _run(self, directory: str) -> bytes:
+        if self._closed:
+            raise Unavailable("The server is shutting down.")
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            directory,
+            # kept open: the program ends when it closes
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=self._environment,
+            process_group=0,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._running.add(process)
+        try:
+            async with asyncio.timeout(self._seconds):
+                written = await process.stdout.read()
+                status = await process.wait()
+        except TimeoutError:
+            raise TookTooLong(
+                f"The engine took more than {self._seconds:g} seconds (PGENGINE_EXPLAIN_SECONDS)."
+            ) from None
+        finally:
+            self._running.discard(process)
+            process.stdin.close()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if self._closed:
+            raise Unavailable("The server is shutting down.")
+        if status != 0:
+            # its standard error is ours, so the log has the traceback
+            _log.error("a program that asked the engine ended with status %s", status)
+            raise InternalError
+        return written
+
+
+def _write(directory: Path, request: Mapping[str, Any], files: Mapping[str, bytes | None]) -> None:
+    (directory / "request.json").write_text(json.dumps(request))
+    for name, data in files.items():
+        if data is not None:
+            (directory / name).write_bytes(data)
