@@ -4,12 +4,12 @@ Norms are Euclidean over all parameters, in units of return per unit of paramete
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pgengine.labels import Label, Objective
 from pgengine.spec import AlgorithmSpec, Spec
 
-__all__ = ["LISTED", "CheckProgress", "EstimatorReport", "GradientCheck"]
+__all__ = ["LISTED", "CheckProgress", "EstimatorReport", "GradientCheck", "ValueReport"]
 
 LISTED = 1000
 """Parameters up to which whole vectors are part of a report."""
@@ -67,6 +67,27 @@ class EstimatorReport(Spec):
     """The mean estimate, flat; null for more than 1000 parameters."""
 
 
+class ValueReport(Spec):
+    """What a policy is worth exactly, and what could be had, for the objective of the first estimator."""
+
+    v: list[Any] | None
+    """[H][S], or [S] without a horizon: expected return from a state (at a time) on, discounted from there. null for
+    an LQR, and for tables of more than 100,000 numbers."""
+    q: list[Any] | None
+    """[H][S][A] or [S][A]: the same if the given action is taken first; null as `v`."""
+    d: list[Any] | None
+    """[H][S] or [S]: discounted probability of acting in the state (at a time), not normalised; null as `v`."""
+    mass: float | None
+    """Sum of d: the expected discounted number of steps, which the printed policy gradient theorem leaves out."""
+    optimum_without_limit: float | None
+    """The best return where the horizon is left out; null for an LQR and where it is not finite."""
+    optimum_with_clock: float | None
+    """The best return of policies that see the time, up to the horizon; null without a horizon."""
+    best_stationary: float | None
+    """The best return found of policies of one distribution for each observation; of an LQR, of linear policies with
+    the deviation that this one has."""
+
+
 class GradientCheck(Spec):
     """Estimators compared with the exact gradient, side by side."""
 
@@ -87,6 +108,8 @@ class GradientCheck(Spec):
     """A name such as `theta[0,1]` for each of its numbers; null for more than 1000."""
     estimators: list[EstimatorReport]
     """In the order of the request."""
+    values: ValueReport | None = None
+    """Exact values and optima, if they were asked for."""
     seconds: float
     """Time it took."""
 

@@ -12,6 +12,7 @@ from pgengine.checking.moments import bias_test
 from pgengine.checking.reports import LISTED, CheckProgress, EstimatorReport, GradientCheck
 from pgengine.checking.sampling import Sampled, sample
 from pgengine.checking.subject import Candidate, Subject, open_subject, opened_environment
+from pgengine.checking.values import value_report
 from pgengine.environments import EpisodeEnvironment
 from pgengine.exact import Moments
 from pgengine.policies import Policy
@@ -29,6 +30,7 @@ def check_gradient(
     batches: int = 2000,
     false_alarm: float = 1e-6,
     seed: int = 0,
+    values: bool = False,
     behaviour: Policy | None = None,
 ) -> GradientCheck:
     """Compares estimators of the gradient with the exact one.
@@ -44,6 +46,7 @@ def check_gradient(
         batches: How many to play for each estimator in mode `sample`.
         false_alarm: Odds that an unbiased estimator is called biased, over all of its parameters.
         seed: Every random number is derived from it.
+        values: Whether exact v, q, d and optima are told, too.
         behaviour: Who acts for estimators whose behaviour is of kind `policy`.
 
     Raises:
@@ -58,6 +61,7 @@ def check_gradient(
         "batches": batches,
         "false_alarm": false_alarm,
         "seed": seed,
+        "values": values,
     }
     if policy is not None:
         fields["policy"] = policy.spec if isinstance(policy, Policy) else policy
@@ -127,6 +131,7 @@ def _report(spec: GradientCheckSpec, subject: Subject, reports: list[EstimatorRe
         gradient=first.gradient.tolist() if P <= LISTED else None,
         parameter_names=[_name(subject.policy, i) for i in range(P)] if P <= LISTED else None,
         estimators=reports,
+        values=value_report(subject.policy, subject.environment, first.algorithm) if spec.values else None,
         seconds=seconds,
     )
 

@@ -88,5 +88,7 @@ class GradientCheckSpec(Spec):
     """Batches to play for each estimator in mode `sample`."""
     false_alarm: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-6
     """Odds that an unbiased estimator is called biased in mode `sample`, over all of its parameters."""
+    values: bool = False
+    """Whether the report also has the exact values of states and actions, the visits, and the optima."""
     seed: Seed = 0
     """Every random number of the check is derived from it."""

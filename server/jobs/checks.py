@@ -140,6 +140,7 @@ def _draft(database: Database, body: GradientCheckCreate, allowed: AllowList, se
         mode=body.mode,
         batches=body.batches,
         false_alarm=body.false_alarm,
+        values=body.values,
         seed=seed,
     )
     policy_id = policy if isinstance(policy, str) else None
@@ -250,7 +251,7 @@ def _body(session: Session, row: Row, *, arrays: bool = True) -> GradientCheckJo
         attempt=row.attempt,
         policy=policy,
         labels=row.label["estimators"],
-        **{name: row.spec[name] for name in ("estimators", "mode", "batches", "false_alarm", "seed")},
+        **{name: row.spec[name] for name in ("estimators", "mode", "batches", "false_alarm", "values", "seed")},
         progress=CheckProgress(fraction=row.fraction),
         failure=cast(Any, row.failure),
         result=cast(Any, row.result if arrays else store.without_arrays(row.result)),

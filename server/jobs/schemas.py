@@ -233,6 +233,8 @@ class GradientCheckCreate(Body):
     """Batches to play for each estimator in mode `sample`."""
     false_alarm: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-6
     """Odds that an unbiased estimator is called biased in mode `sample`, over all of its parameters."""
+    values: bool = False
+    """Whether the result also has exact values of states and actions, visits, and optima."""
     seed: Seed | None = None
     """Every random number of the check is derived from it. Left out: drawn, and returned."""
     metadata: Metadata = Field(default_factory=dict)
@@ -288,6 +290,8 @@ class GradientCheckJob(Answer):
     """Batches to play for each estimator in mode `sample`."""
     false_alarm: float
     """Odds that an unbiased estimator is called biased in mode `sample`."""
+    values: bool
+    """Whether exact values and optima were asked for."""
     seed: int
     """Every random number of the check is derived from it."""
     progress: CheckProgress

@@ -125,8 +125,8 @@ class Explainable:
 
 
 _NAMES: dict[JobKind | None, str] = {None: "job", "training": "training job", "gradient_check": "gradient check"}
-_ARRAYS = ("gradient", "parameter_names", "mean")
-"""Fields of a gradient check's result that are as long as its policy is large; events and lists go without."""
+_ARRAYS = ("gradient", "parameter_names", "mean", "values")
+"""Fields of a gradient check's result as long as its policy or environment is large; events and lists go without."""
 
 
 # --- what clients do -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pgengine.evaluation import student_quantile
 from pgengine.spec import (
     AlgorithmSpec,
     GradientCheckSpec,
+    ImportanceSpec,
     LinearPolicySpec,
     LqrSpec,
     StopSpec,
@@ -400,6 +401,62 @@ def test_progress_rises_and_ends_with_the_result() -> None:
     result = steps[-1].result
     assert result is not None
     assert pgengine.GradientCheck.model_validate_json(result.model_dump_json()) == result
+
+
+def test_exact_values_and_optima_are_told_on_request() -> None:
+    policy, mdp = table_policy(MDP), pgengine.TabularMDP(MDP)
+    plain = pgengine.check_gradient(MDP, policy, [estimator()], mode="enumerate")
+    assert plain.values is None
+    told = pgengine.check_gradient(MDP, policy, [estimator()], mode="enumerate", values=True).values
+    exact = pgengine.exact_values(policy, mdp, gamma=0.9)
+    assert told is not None
+    assert np.allclose(np.array(told.v, dtype=float), exact.v)
+    assert np.allclose(np.array(told.q, dtype=float), exact.q)
+    assert np.allclose(np.array(told.d, dtype=float), exact.d)
+    assert told.mass == pytest.approx(exact.mass)
+    assert told.optimum_with_clock == pytest.approx(pgengine.optimal_plan(mdp, gamma=0.9).J)
+    assert told.optimum_without_limit == pytest.approx(pgengine.optimal_values(mdp, gamma=0.9).J)
+    assert told.best_stationary is not None
+    assert exact.J < told.best_stationary <= told.optimum_with_clock + 1e-9
+    linear = pgengine.check_gradient(LQR, GAINS, [estimator()], batches=8, values=True)
+    assert linear.values is not None
+    assert linear.values.v is None
+    assert linear.values.best_stationary is not None
+    assert linear.values.optimum_with_clock is not None
+    assert linear.expected_return < linear.values.best_stationary < linear.values.optimum_with_clock
+
+
+def rows_of_the_label_table() -> list[AlgorithmSpec]:
+    rows = []
+    for credit in ("total_return", "reward_to_go"):
+        for gamma in (1.0, 0.8):
+            for mean_over in ("trajectories", "all_steps", "own_steps"):
+                for baseline in (
+                    {"kind": "none"},
+                    {"kind": "constant", "value": 0.7},
+                    {"kind": "moving_average"},
+                    {"kind": "leave_one_out"},
+                    {"kind": "leave_one_out", "over": "shrunk"},
+                    {"kind": "leave_one_out", "over": "total"},
+                    {"kind": "batch_mean", "over": "time_step"},
+                    {"kind": "batch_mean", "over": "alive"},
+                    {"kind": "linear_value"},
+                ):
+                    fields = dict(credit=credit, gamma=gamma, mean_over=mean_over, baseline=baseline, trajectories=3)
+                    rows.append(AlgorithmSpec.model_validate(fields))
+    ratios = {"kind": "trajectory", "behaviour": {"kind": "mixture", "epsilon": 0.4}}
+    rows += [row.model_copy(update={"importance": ImportanceSpec.model_validate(ratios)}) for row in rows[:8]]
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(0, len(rows_of_the_label_table()), 29))
+def test_the_label_table_holds_for_batches_that_are_played(part: int) -> None:
+    """Null: every estimator is what its label says. 600 batches for each; all false alarms together below 1e-6."""
+    rows = rows_of_the_label_table()
+    report = pgengine.check_gradient(MDP, table_policy(MDP), rows[part : part + 29], batches=600, false_alarm=5e-9)
+    for each in report.estimators:
+        assert each.as_labelled, each.algorithm
 
 
 def test_another_policy_can_act() -> None:
