@@ -247,6 +247,7 @@ def test_a_unit_signal_to_noise_ratio_needs_as_many_trajectories_whatever_the_ba
 # --- sampled ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_estimates_in_bulk_are_those_of_training() -> None:
     policy = table_policy(MDP)
     algorithms = [*EXACT.values(), estimator(mean_over="own_steps"), estimator(trajectories=5)]

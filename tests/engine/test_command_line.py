@@ -27,6 +27,7 @@ def written(path: Path, spec: pgengine.TrainingSpec | GradientCheckSpec | LqrSpe
     return str(path)
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "policy.safetensors"
     assert main(["train", "CartPole-v1", "--seed", "1", "--updates", "2", "--output", str(policy)]) == 0

@@ -17,6 +17,7 @@ def test_student_quantiles(degrees: int, value: float) -> None:
     assert student_quantile(0.975, degrees) == pytest.approx(value, abs=0.01 if degrees == 3 else 0.002)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_exact_return_as_often_as_it_says() -> None:
     """Null: 95% of intervals hold J. Of 400, fewer than 350 or all of them have odds below 1e-6."""
     spec = random_mdp(1, horizon=4)

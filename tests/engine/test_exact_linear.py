@@ -190,6 +190,7 @@ def test_the_stationary_gain_is_the_limit_of_long_plans(gamma: float) -> None:
         assert pytest.approx(stationary.cost_per_step, rel=1e-9) == plan.J - longer.J
 
 
+@pytest.mark.slow
 def test_the_best_gain_without_a_clock_lies_between_the_stationary_one_and_the_plan() -> None:
     for seed, gamma in ((6, 1.0), (7, 0.9)):
         lqr, deviation = opened_system(system(seed, horizon=5)), 0.2

@@ -107,6 +107,7 @@ def test_the_first_step_of_adam_has_the_sign_of_the_estimate() -> None:
     assert step[estimate != 0.0] == pytest.approx(0.01 * np.sign(estimate[estimate != 0.0]), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "moving average", "older", "batch used twice", "gaussian"])
 def test_an_explanation_from_a_state_is_that_from_the_beginning(name: str) -> None:
     spec = RUNS[name]

@@ -122,6 +122,7 @@ def test_the_dynamics_do_not_enter_the_score_of_a_trajectory() -> None:
         assert grad == pytest.approx(sum(score[o, a] for o, a in steps), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_finite_where_probabilities_are_too_small_for_a_float() -> None:
     """1,500 decisions in a row: p(tau) is zero in 64 bits, log p(tau) and its gradient are what they should be."""
     steps = 1_500

@@ -293,6 +293,7 @@ def some_of(number: int, *choices: list[Settings]) -> list[Settings]:
     return [joined(*whole[i]) for i in chosen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["varying", "fixed", "one_step"])
 def test_the_label_says_what_enumeration_finds_for_some_of_all_settings(world: str) -> None:
     some = some_of(60, CREDITS, MEANS, BASELINES, ENTROPIES, STANDARDS, RATIOS)

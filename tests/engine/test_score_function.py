@@ -240,6 +240,7 @@ def test_the_same_seed_draws_the_same_and_leaves_the_global_generator_alone() ->
     assert not torch.equal(x, draw_samples(P, 10, seed=2))
 
 
+@pytest.mark.slow
 def test_the_mixed_objective_by_a_closed_form() -> None:
     """J = E_{x ~ N(theta, 1)}[theta x^2] = theta (theta^2 + 1), so J' = 3 theta^2 + 1, E[grad f] included.
 
@@ -490,6 +491,7 @@ def smoothed(mean: float, log_sigma: float) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_gradient_through_a_black_box_is_right_where_the_pathwise_one_is_zero() -> None:
     """Null: both numbers are those of the smoothed stairs; n = 40,000; |z| < 6 each."""
     p = {"mean": tensor(0.5)[0], "log_sigma": tensor(0.3)[0]}
@@ -570,6 +572,7 @@ def check_against(estimate: GradientEstimate, right: dict[str, float]) -> None:
         assert abs(float(estimate.gradient[name]) - value) < Z * float(estimate.standard_error[name]), name
 
 
+@pytest.mark.slow
 def test_both_gradients_of_the_elbo_are_those_of_the_closed_form() -> None:
     """Null: the closed form, for two estimators of two numbers; n = 8,000; |z| < 6 each, so 8e-9 in all."""
     p = {"mean": tensor(0.2)[0], "log_sigma": tensor(-0.4)[0]}
@@ -597,6 +600,7 @@ def test_at_the_posterior_the_elbo_is_the_evidence_of_every_sample() -> None:
     assert all(float(error) > 0.05 for error in plain.standard_error.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["score", "pathwise"])
 def test_ascent_on_the_elbo_finds_the_posterior(way: str) -> None:
     """Robbins-Monro steps from (-1, 0.5); the iterates after 300 steps are within 0.05 of the known posterior."""
@@ -617,6 +621,7 @@ def test_ascent_on_the_elbo_finds_the_posterior(way: str) -> None:
 PAGE = (Path(__file__).parents[2] / "docs" / "engine" / "score_function.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run_and_give_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", PAGE, flags=re.MULTILINE)]
     code = [block for block in blocks if "def make" in block]

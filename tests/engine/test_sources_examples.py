@@ -315,6 +315,7 @@ def test_reward_to_go_usually_lowers_the_variance_but_not_always() -> None:
 # --- what the theorem allows: more complicated weights (Bereyhi) ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [1.0, 0.8])
 def test_all_actions_of_a_visited_state_can_be_credited_with_their_exact_q(gamma: float) -> None:
     """Sum over the steps of gamma^t sum_a q_t(s_t, a) grad pi(a|s_t), whichever actions were taken: exact, and of less
@@ -406,6 +407,7 @@ def test_mass_moves_to_where_f_is_large() -> None:
     assert distance(exact_gradient(policy, raised, gamma=1.0).reshape(2, 3), exact) < 1e-11
 
 
+@pytest.mark.slow
 def test_a_gaussian_moves_to_where_f_is_large() -> None:
     """f = 1 on [1, 2]: steps from N(0, 1) bring more than 9 of 10 draws into it, where 0.136 were."""
     inside = lambda x, p: ((x > 1.0) & (x < 2.0)).double()  # noqa: E731

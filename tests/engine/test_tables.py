@@ -60,6 +60,7 @@ WORLDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "draws"), WORLDS, ids=lambda value: getattr(value, "id", None))
 def test_every_step_of_the_environment_is_one_of_the_table(spec: GymnasiumSpec, draws: int) -> None:
     """Each action is taken in each live state of the environment itself: what comes is possible, and as often as said.

@@ -77,6 +77,7 @@ def test_training_leaves_the_policy_it_started_from_alone() -> None:
     assert (more.updates, more.progress.updates) == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_bandit_finds_its_best_arm() -> None:
     spec = TrainingSpec(
         environment=bandit(0.0, 1.0, 0.5),

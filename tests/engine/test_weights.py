@@ -152,6 +152,7 @@ def test_every_weight_is_its_definition(credit: str, baseline: dict[str, object]
             compare(Episodes(LENGTHS[K]), a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("standardise", ["none", "leave_one_out", "batch"])
 @pytest.mark.parametrize("importance", RATIOS, ids=lambda ratio: "-".join(map(str, ratio.values())) or "none")
 @pytest.mark.parametrize("entropy", ENTROPIES, ids=lambda entropy: "-".join(map(str, (entropy or {}).values())))

@@ -66,6 +66,7 @@ def updates_in(reports: list[Report]) -> list[int]:
     return [measured.update for report in reports for measured in report.metrics]
 
 
+@pytest.mark.slow
 def test_every_update_is_reported_once_and_not_too_often(ends: tuple[Link, Link]) -> None:
     began = time.monotonic()
     reports, last = follow(ends, start(300), [])
@@ -94,6 +95,7 @@ def test_the_end_has_result_and_checkpoint(ends: tuple[Link, Link]) -> None:
     assert (snapshot.updates, snapshot.progress.episodes, snapshot.evaluation) == (5, 20, evaluation)
 
 
+@pytest.mark.slow
 def test_checkpoints_come_as_often_as_asked(ends: tuple[Link, Link]) -> None:
     reports, _ = follow(ends, start(100, checkpoint_seconds=1e-6), [])
     # each report carries the newest one
@@ -121,6 +123,7 @@ def test_a_command_is_followed_at_the_next_update(ends: tuple[Link, Link], comma
     assert report.checkpoint.updates == numbers[-1]
 
 
+@pytest.mark.slow
 def test_a_released_job_ends_like_an_undisturbed_one(ends: tuple[Link, Link]) -> None:
     job = start(300)
     _, undisturbed = follow(ends, job, [])
@@ -199,6 +202,7 @@ def test_each_side_imports_only_what_is_its_own(module: str, absent: list[str]) 
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_module_that_cannot_be_imported_ends_the_trainer_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "failing_environments.py").write_text("raise ValueError('no licence')")
     ours, theirs = Pipe()

@@ -49,6 +49,7 @@ def test_environment_types_are_what_can_be_made_here(api: Any) -> None:
         assert not {"render_mode", "desc"} & set(one["arguments"]["properties"])
 
 
+@pytest.mark.slow
 def test_every_environment_type_can_be_created(api: Any) -> None:
     for one in api.get("/v1/environment-types").json()["data"]:
         if one["kind"] == "gymnasium":

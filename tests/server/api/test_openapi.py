@@ -92,6 +92,7 @@ def test_every_field_of_a_body_is_explained(schema: dict[str, Any]) -> None:
             assert {"description", "$ref"} & described_field.keys(), f"{name}.{field}"
 
 
+@pytest.mark.slow
 def test_every_example_works(api: Any, schema: dict[str, Any]) -> None:
     policy = api.created("/v1/policies", {"environment": {"kind": "gymnasium", "id": "CartPole-v1"}})
     for method, path, operation in operations(schema):
