@@ -24,6 +24,7 @@ from pgengine.errors import SpecError
 from pgengine.estimation import Estimator, gradients
 from pgengine.evaluation import CONFIDENCE, student_quantile
 from pgengine.exact import exact_cost, exact_gradient, exact_return
+from pgengine.labels import own_share
 from pgengine.policies import Policy
 from pgengine.rollout import Batch
 from pgengine.spec import AlgorithmSpec
@@ -54,7 +55,7 @@ def gradient_figures(
     for first, last in zip(bounds[:-1], bounds[1:], strict=True):
         group = batch.episodes(int(first), int(last))
         sums, _ = gradients(policy, tensors, group, estimator.weigh(policy, group).weights)
-        flat.append(torch.cat([part.reshape(-1) for part in sums]).double())
+        flat.append(_left(estimator.algorithm, int(last - first)) * torch.cat([p.reshape(-1) for p in sums]).double())
     each = torch.stack(flat)
     total = each.sum(dim=0)
     squares, square = float((each * each).sum()), float(total @ total)
@@ -67,17 +68,24 @@ def gradient_figures(
 
 
 def _smallest_group(algorithm: AlgorithmSpec) -> int:
+    """Trajectories without which an estimate would be nothing, or another one."""
     if algorithm.standardise == "leave_one_out":
         return 3
-    return 2 if algorithm.baseline.kind in ("leave_one_out", "batch_mean") or algorithm.standardise == "batch" else 1
+    compares = own_share(algorithm) > 0.0 or algorithm.baseline.kind == "leave_one_out"
+    return 2 if compares or algorithm.standardise == "batch" or algorithm.importance.self_normalise else 1
+
+
+def _left(algorithm: AlgorithmSpec, k: int) -> float:
+    """What a baseline with the own trajectory in it leaves of the gradient in the batch, over what in k of them."""
+    smaller = algorithm.model_copy(update={"trajectories": k})
+    return (1.0 - own_share(algorithm)) / (1.0 - own_share(smaller))
 
 
 def exact_figures(environment: EpisodeEnvironment, policy: Policy, algorithm: AlgorithmSpec) -> dict[str, float]:
     """Exact J and norm of its gradient, on finite MDPs and LQR that are small enough to ask in every update."""
     if environment.facts.exact is None or exact_cost(environment) > EXACT_COST:
         return {}
-    entropy = algorithm.entropy
-    coefficient = entropy.coefficient if entropy is not None and entropy.as_ == "objective" else 0.0
+    coefficient = algorithm.entropy_coefficient
     try:
         gradient = exact_gradient(policy, environment, gamma=algorithm.gamma, entropy=coefficient)
         J = exact_return(policy, environment, gamma=algorithm.gamma, entropy=coefficient)

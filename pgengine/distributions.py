@@ -356,6 +356,11 @@ class DiagonalGaussian:
         """log_sigma [D], if it is a parameter of its own."""
         return {"log_sigma": self._log_sigma.copy()} if self._learned else {}
 
+    @property
+    def depends_on_observation(self) -> bool:
+        """Whether the standard deviation is an output of the network."""
+        return self._head is not None
+
     def mean(self, outputs: Array) -> Array:
         """The means [N, D] among the outputs."""
         return outputs if self._head is None else outputs[:, : self._head]

@@ -71,7 +71,8 @@ class Estimator:
             outputs = policy.outputs(policy.windows(batch.observations, batch.offsets))
             if wants_ratios:
                 # the same code as in the rollout: where nothing has moved, the ratio is 1 to the bit
-                now = policy.distribution.log_prob(policy.parameters, outputs, batch.samples)
+                with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                    now = policy.distribution.log_prob(policy.parameters, outputs, batch.samples)
                 log_ratios = now.astype(np.float64) - batch.log_probs.astype(np.float64)
             if self.algorithm.entropy is not None:
                 entropies = policy.distribution.entropy(policy.parameters, outputs).astype(np.float64)
@@ -87,7 +88,8 @@ class Estimator:
             return batch.rewards
         assert self._baseline is not None, "resolve has refused this"
         rewards = batch.rewards.copy()
-        promised = self.algorithm.credit_gamma * self.algorithm.survival * self._baseline.final_values(batch)
+        # where episodes end by the discount, only survivors are cut: they have paid for going on already
+        promised = self.algorithm.credit_gamma * self._baseline.final_values(batch)
         rewards[batch.offsets[1:][batch.truncated] - 1] += promised[batch.truncated]
         return rewards
 

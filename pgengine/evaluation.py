@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from pgengine.environments import EpisodeEnvironment, open_environment
-from pgengine.errors import SpecError
+from pgengine.errors import DivergedError, SpecError
 from pgengine.noise import Noise
 from pgengine.policies import Policy
 from pgengine.rollout import rollout
@@ -64,6 +64,7 @@ def evaluate(
     Raises:
         SpecError: if the environment cannot be made or the policy does not fit it.
         EnvironmentFailure: if it raised in the middle.
+        DivergedError: if returns are so large that their variance is beyond every float.
     """
     if episodes < 2 or deterministic_episodes < 0:
         raise SpecError("/episodes", "too_few_episodes", "an interval needs at least 2 episodes")
@@ -98,6 +99,10 @@ def evaluate_in(
 ) -> Evaluation:
     """The same in an environment that is open already, at an address of one's own."""
     returns, lengths = _play(environment, policy, Noise(seed, domain, policy.updates), episodes, survival)
+    with np.errstate(over="ignore", invalid="ignore"):
+        summed = float(np.abs(returns).sum() ** 2)
+    if not math.isfinite(summed):
+        raise DivergedError(policy.updates, seed, "the variance of the returns")
     mode: float | None = None
     if deterministic_episodes:
         noise = Noise(seed, "mode", policy.updates)

@@ -27,7 +27,7 @@ from pgengine.spec import (
     TrainingSpec,
 )
 
-__all__ = ["Label", "LabelReason", "Objective", "ReasonCode", "label"]
+__all__ = ["Label", "LabelReason", "Objective", "ReasonCode", "label", "own_share"]
 
 Kind = Literal["exact", "scaled", "scaled_unknown", "biased"]
 ReasonCode = Literal[
@@ -141,7 +141,7 @@ _WHO = {"id": "the registered limit", "declared": "the declared max_episode_step
 
 
 def _objective(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> Objective:
-    c = 0.0 if algorithm.entropy is None else algorithm.entropy.coefficient
+    c = algorithm.entropy_coefficient
     return Objective(
         gamma=algorithm.gamma,
         discount=algorithm.discount,
@@ -211,7 +211,7 @@ def _baseline(algorithm: AlgorithmSpec, played: EnvironmentFacts) -> list[_Findi
     if isinstance(baseline, LinearValueBaselineSpec | NeuralValueBaselineSpec) and baseline.fit == "before":
         message = "the value was fitted to this batch before it is subtracted, so it knows the own actions"
         return [_Finding("baseline_knows_own_actions", message)]
-    share = _own_share(algorithm)
+    share = own_share(algorithm)
     if share == 0.0:
         return []
     if _off_policy(algorithm):
@@ -234,8 +234,8 @@ def _baseline(algorithm: AlgorithmSpec, played: EnvironmentFacts) -> list[_Findi
     return found
 
 
-def _own_share(algorithm: AlgorithmSpec) -> float:
-    """How much of a baseline is the own trajectory's value."""
+def own_share(algorithm: AlgorithmSpec) -> float:
+    """How much of a baseline within the batch is the own trajectory's value; depends on how many there are."""
     if isinstance(algorithm.baseline, BatchMeanBaselineSpec):
         return 1.0 / algorithm.trajectories
     if isinstance(algorithm.baseline, MovingAverageBaselineSpec) and algorithm.baseline.includes_batch:

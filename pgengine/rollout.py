@@ -142,7 +142,10 @@ def rollout(
     observations, samples, actions, outputs, rewards = (column[order] for column in columns)
     if not np.isfinite(outputs).all():
         raise _diverged(noise)
-    log_probs = d.log_prob(policy.parameters, outputs, samples)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        log_probs = d.log_prob(policy.parameters, outputs, samples)
+    if not np.isfinite(log_probs).all():
+        raise _diverged(noise)
     offsets = np.zeros(episodes + 1, dtype=np.int64)
     np.cumsum(np.bincount(lanes - first, minlength=episodes), out=offsets[1:])
     return Batch(observations, samples, actions, log_probs, rewards, offsets, terminated, truncated, final)

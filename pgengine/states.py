@@ -20,7 +20,7 @@ from pgengine.spec import Spec, TrainingSpec
 
 __all__ = ["Progress", "RunState", "StoppedBy", "spec_hash"]
 
-StoppedBy = Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size"]
+StoppedBy = Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size", "ratio_variance"]
 
 
 class Progress(Spec):
@@ -52,6 +52,8 @@ class _Header(Spec):
     selections: int = Field(ge=0)
     spec_hash: str
     stopped_by: StoppedBy | None
+    behaviour_hash: str | None = None
+    refreshed_at: int | None = None
     batch_uses: int = Field(default=0, ge=0)
 
 
@@ -71,6 +73,8 @@ class RunState:
         optimizer: What the optimizer remembers.
         baseline: What the baseline remembers.
         behaviour: An older policy that acts, if it is not the newest.
+        behaviour_hash: Of the other policy that acts, if the spec names one.
+        refreshed_at: Updates of the run when the older policy was brought up to date.
         batch: Trajectories that will be used again.
         batch_uses: How often they have been used.
     """
@@ -86,6 +90,8 @@ class RunState:
     optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
     baseline: dict[str, np.ndarray] = field(default_factory=dict)
     behaviour: Policy | None = None
+    behaviour_hash: str | None = None
+    refreshed_at: int | None = None
     batch: Batch | None = None
     batch_uses: int = 0
 
@@ -101,6 +107,8 @@ class RunState:
             selections=self.selections,
             spec_hash=self.spec_hash or "",
             stopped_by=self.stopped_by,
+            behaviour_hash=self.behaviour_hash,
+            refreshed_at=self.refreshed_at,
             batch_uses=self.batch_uses,
         )
         tensors = {"policy": _blob(policy)}
@@ -145,6 +153,8 @@ class RunState:
             optimizer=_under(tensors, "optimizer."),
             baseline={name: tensor.numpy() for name, tensor in _under(tensors, "baseline.").items()},
             behaviour=behaviour,
+            behaviour_hash=header.behaviour_hash,
+            refreshed_at=header.refreshed_at,
             batch=kept,
             batch_uses=header.batch_uses,
         )

@@ -19,13 +19,13 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Literal
 
 import numpy as np
 import torch
 
 from pgengine.diagnostics import exact_figures, gradient_figures, return_figures, saturated_fraction
-from pgengine.distributions import DiagonalGaussian
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import CheckpointError, DivergedError, SpecError
 from pgengine.estimation import Estimator, Weighed, gradients
@@ -38,11 +38,11 @@ from pgengine.optimizers import (
     restore_optimizer,
     set_learning_rate,
 )
-from pgengine.policies import Policy, create_policy
+from pgengine.policies import Policy, check_behaviour, create_policy
 from pgengine.policies.networks import rows_are_independent
-from pgengine.resolution import check_ratio_variance, resolve
+from pgengine.resolution import resolve
 from pgengine.rollout import Batch, rollout
-from pgengine.spec import MixtureBehaviourSpec, OlderBehaviourSpec, PolicyBehaviourSpec, TrainingSpec
+from pgengine.spec import AlgorithmSpec, MixtureBehaviourSpec, OlderBehaviourSpec, PolicyBehaviourSpec, TrainingSpec
 from pgengine.states import Progress, RunState, StoppedBy, spec_hash
 
 __all__ = ["StepRecord", "Update", "runtime_fingerprint", "train"]
@@ -183,10 +183,12 @@ class _Run:
         self.tensors = self._bind()
         self.optimizer = open_optimizer(self.algorithm.optimizer, [self.tensors[name] for name in self.names])
         self.estimator = Estimator(self.algorithm, environment.facts, seed=spec.seed)
-        self.behaviour = _given(self.algorithm.importance.behaviour, behaviour, environment)
+        self.behaviour = _given(self.algorithm, behaviour, environment, self.policy)
+        self.behaviour_hash = None if self.behaviour is None else sha256(self.behaviour.to_bytes()).hexdigest()
         self.progress = Progress()
         self.selected_at: int | None = None
         self.selections = 0
+        self.refreshed_at: int | None = None
         self.batch: Batch | None = None
         self.batch_uses = 0
         self.record: StepRecord | None = None
@@ -196,10 +198,12 @@ class _Run:
             self._restore(self.last)
 
     def _restore(self, state: RunState) -> None:
+        if state.behaviour_hash != self.behaviour_hash:
+            raise CheckpointError("the state belongs to a run in which another policy acted")
         self.progress, self.selected_at, self.selections = state.progress, state.selected_at, state.selections
         self.batch, self.batch_uses = state.batch, state.batch_uses
         if state.behaviour is not None:
-            self.behaviour = state.behaviour
+            self.behaviour, self.refreshed_at = state.behaviour, state.refreshed_at
         restore_optimizer(self.optimizer, state.optimizer)
         self.estimator.restore(state.baseline)
 
@@ -218,10 +222,10 @@ class _Run:
         stopped_by = None
         while stopped_by is None:
             began = time.perf_counter()
-            metrics, usable = self._step()
-            evaluation = self._select(metrics["mean_return"]) if usable else None
+            metrics, unusable = self._step()
+            evaluation = None if unusable else self._select(metrics["mean_return"])
             self._advance(metrics, time.perf_counter() - began)
-            stopped_by = self._stopped_by(evaluation) if usable else "effective_sample_size"
+            stopped_by = unusable or self._stopped_by(evaluation)
             yield self._update(metrics, evaluation, stopped_by)
 
     def _update(self, metrics: dict[str, float], evaluation: Evaluation | None, stopped_by: StoppedBy | None) -> Update:
@@ -229,20 +233,20 @@ class _Run:
 
     # --- one update ---
 
-    def _step(self) -> tuple[dict[str, float], bool]:
-        """Samples, estimates and makes one step; tells whether the batch could be learned from."""
+    def _step(self) -> tuple[dict[str, float], StoppedBy | None]:
+        """Samples, estimates and makes one step; tells why the batch could not be learned from, if it could not."""
         began = time.perf_counter()
         batch, fresh = self._next_batch()
         rolled = time.perf_counter()
         weighed = self.estimator.weigh(self.policy, batch)
-        size = 0.0 if self._variance_is_infinite(batch) else float(weighed.weights.effective_sample_size)
+        size = float(weighed.weights.effective_sample_size)
         metrics = {
             **return_figures(batch.returns),
             "mean_length": float(batch.lengths.mean()),
             "truncated_fraction": float(batch.truncated.mean()),
             "effective_sample_size": size,
         }
-        usable = self._is_usable(size)
+        unusable = self._unusable(batch, size)
         if self._measures():
             metrics |= gradient_figures(self.estimator, self.policy, self.tensors, batch)
             metrics |= exact_figures(self.environment, self.policy, self.algorithm)
@@ -253,7 +257,7 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.record = StepRecord(batch, weighed, self.policy.copy(), rate)
         self._whole = False
-        if usable:
+        if unusable is None:
             metrics["gradient_norm"], metrics["entropy"] = self._ascend(batch, weighed, rate)
             self._publish()
             if self._is_last_use():
@@ -269,16 +273,14 @@ class _Run:
             "env_steps_per_second": len(batch.rewards) / (ended - began) if fresh else 0.0,
         }
         self._fresh_env_steps = len(batch.rewards) if fresh else 0
-        return metrics, usable
+        return metrics, unusable
 
     def _next_batch(self) -> tuple[Batch, bool]:
         """The trajectories of this update, and whether they are new. What acts is decided here."""
-        named = self.algorithm.importance.behaviour
-        if isinstance(named, OlderBehaviourSpec) and self.progress.updates % named.refresh_every == 0:
-            self.behaviour = self.policy.copy()
         if self.batch is not None and self.batch_uses < self.algorithm.steps_per_batch:
             self.batch_uses += 1
             return self.batch, False
+        self._refresh()
         batch = rollout(
             self._actor(),
             self.environment,
@@ -290,6 +292,15 @@ class _Run:
             self.batch, self.batch_uses = batch, 1
         return batch, True
 
+    def _refresh(self) -> None:
+        """Brings an older policy that acts up to date, with the first new batch after so many updates."""
+        named = self.algorithm.importance.behaviour
+        if not isinstance(named, OlderBehaviourSpec):
+            return
+        age = math.inf if self.refreshed_at is None else self.progress.updates - self.refreshed_at
+        if age >= named.refresh_every:
+            self.behaviour, self.refreshed_at = self.policy.copy(), self.progress.updates
+
     def _actor(self) -> Policy:
         named = self.algorithm.importance.behaviour
         if isinstance(named, MixtureBehaviourSpec):
@@ -300,28 +311,20 @@ class _Run:
         """Whether the batch will not be used again: only then may what was learned from it change the next update."""
         return self.algorithm.steps_per_batch == 1 or self.batch_uses >= self.algorithm.steps_per_batch
 
-    def _is_usable(self, effective_sample_size: float) -> bool:
+    def _unusable(self, batch: Batch, effective_sample_size: float) -> StoppedBy | None:
+        """Why the ratios of a batch cannot be learned from, if they cannot."""
         importance = self.algorithm.importance
+        if importance.kind == "none":
+            return None
+        if math.isnan(effective_sample_size):
+            raise DivergedError(self.policy.updates + 1, self.spec.seed, "an importance ratio")
+        if self.behaviour is not None:
+            try:
+                check_behaviour(self.algorithm, self.policy, self.behaviour, batch.observations, batch.offsets)
+            except SpecError:
+                return "ratio_variance"  # the deviations have drifted apart since the run was accepted
         least = importance.minimum_effective_sample_size * self.algorithm.trajectories
-        return importance.kind == "none" or effective_sample_size >= least
-
-    def _variance_is_infinite(self, batch: Batch) -> bool:
-        """Whether the deviation of a Gaussian policy has come to exceed what that of the acting one can carry."""
-        named, ours = self.algorithm.importance.behaviour, self.policy.distribution
-        if not isinstance(named, OlderBehaviourSpec | PolicyBehaviourSpec) or not isinstance(ours, DiagonalGaussian):
-            return False
-        acting = self.behaviour
-        assert acting is not None, "somebody has acted"
-        sigmas = []
-        for policy in (self.policy, acting):
-            d, seen = policy.distribution, policy.windows(batch.observations, batch.offsets)
-            assert isinstance(d, DiagonalGaussian), "its action space is ours"
-            sigmas.append(np.exp(d.log_sigma(policy.parameters, policy.outputs(seen))))
-        try:
-            check_ratio_variance(self.algorithm, *sigmas)
-        except SpecError:
-            return True
-        return False
+        return None if effective_sample_size >= least else "effective_sample_size"
 
     def _measures(self) -> bool:
         every = self.spec.diagnostics_every
@@ -452,20 +455,25 @@ class _Run:
             optimizer=optimizer_arrays(self.optimizer),
             baseline=self.estimator.arrays(),
             behaviour=self.behaviour if older else None,
+            behaviour_hash=self.behaviour_hash,
+            refreshed_at=self.refreshed_at,
             batch=self.batch if again else None,
             batch_uses=self.batch_uses if again else 0,
         ).to_bytes()
 
 
-def _given(named: object, behaviour: Policy | None, environment: EpisodeEnvironment) -> Policy | None:
+def _given(
+    algorithm: AlgorithmSpec, behaviour: Policy | None, environment: EpisodeEnvironment, policy: Policy
+) -> Policy | None:
     """The policy that acts in the place of the learning one, if the spec names one."""
-    if not isinstance(named, PolicyBehaviourSpec):
+    if not isinstance(algorithm.importance.behaviour, PolicyBehaviourSpec):
         return None
     if behaviour is None:
         raise SpecError(
             "/algorithm/importance/behaviour", "behaviour_missing", "give the policy that acts: train(behaviour=…)"
         )
     behaviour.fits(environment.facts)
+    check_behaviour(algorithm, policy, behaviour)
     return behaviour
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from pgengine.environments import EnvironmentFacts, EpisodeEnvironment, open_environment
 from pgengine.environments.tabular import TabularMDP
 from pgengine.errors import SpecError
-from pgengine.exact import count_trajectories, exact_gradient, exact_return
+from pgengine.exact import check_exact, count_trajectories, exact_gradient, exact_return
 from pgengine.labels import Label, label
 from pgengine.policies import Policy, create_policy
 from pgengine.resolution import resolve
@@ -165,7 +165,7 @@ def refuse(
             if who is not None:
                 who.fits(facts)
         # whatever else the exact gradient needs, it says itself
-        exact_return(made, opened, gamma=trainings[0].algorithm.gamma)
+        check_exact(made, opened)
     finally:
         if environment is None:
             opened.close()
@@ -229,7 +229,7 @@ def open_subject(
     exact: dict[tuple[float, float], tuple[float, np.ndarray]] = {}
     candidates = []
     for training in resolve_estimators(_of_policy(spec, policy), facts):
-        objective = (training.algorithm.gamma, entropy_of(training.algorithm))
+        objective = (training.algorithm.gamma, training.algorithm.entropy_coefficient)
         if objective not in exact:
             gamma, entropy = objective
             J = exact_return(made, environment, gamma=gamma, entropy=entropy)
@@ -256,9 +256,3 @@ def _created(spec: GradientCheckSpec, facts: EnvironmentFacts) -> Policy:
         return create_policy(spec.policy, spec.environment, facts, seed=spec.seed)
     except SpecError as error:
         raise error.under("/policy") from None
-
-
-def entropy_of(algorithm: AlgorithmSpec) -> float:
-    """What a nat of entropy is worth in the algorithm's objective; a bonus is no part of it."""
-    entropy = algorithm.entropy
-    return entropy.coefficient if entropy is not None and entropy.as_ == "objective" else 0.0

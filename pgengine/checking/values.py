@@ -38,9 +38,8 @@ def value_report(policy: Policy, environment: EpisodeEnvironment, algorithm: Alg
     if isinstance(environment, Lqr):
         return _of_lqr(policy, environment, algorithm.gamma)
     assert isinstance(environment, TabularMDP), "nothing else has an exact gradient"
-    gamma, entropy = algorithm.gamma, algorithm.entropy
-    coefficient = entropy.coefficient if entropy is not None and entropy.as_ == "objective" else 0.0
-    values = exact_values(policy, environment, gamma=gamma, entropy=coefficient)
+    gamma = algorithm.gamma
+    values = exact_values(policy, environment, gamma=gamma, entropy=algorithm.entropy_coefficient)
     told = values.v.size + values.q.size + values.d.size <= MOST_NUMBERS
     return ValueReport(
         v=_listed(values.v) if told else None,

@@ -12,7 +12,7 @@ from pgengine.exact.linear_quadratic import (
     optimal_control,
     stationary_control,
 )
-from pgengine.exact.objective import exact_cost, exact_gradient, exact_return
+from pgengine.exact.objective import check_exact, exact_cost, exact_gradient, exact_return
 from pgengine.exact.optima import (
     BestStationary,
     OptimalPlan,
@@ -50,6 +50,7 @@ __all__ = [
     "Weights",
     "best_linear",
     "best_stationary",
+    "check_exact",
     "count_trajectories",
     "entropies_of",
     "enumerate_trajectories",

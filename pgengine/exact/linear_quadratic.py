@@ -77,13 +77,13 @@ def linear_gaussian(
             "/policy",
             "exact_needs_linear_gaussian",
             "exact values of a linear system need a linear policy with plain features and a Gaussian whose sigma is "
-            "fixed or learned; check other policies in mode sample",
+            "fixed or learned; take such a policy, or look at the signal-to-noise ratio that training reports",
         )
     if spec.normalise_observations:
         raise SpecError(
             "/policy/normalise_observations",
             "exact_needs_no_normaliser",
-            "a normaliser clips what it reads, so the policy is not linear; switch it off, or check in mode sample",
+            "a normaliser clips what it reads, so the policy is not linear; switch it off",
         )
     theta = parameters["theta"]
     if distribution.sigma == "learned":

@@ -12,11 +12,25 @@ from jaxtyping import Float64
 from pgengine.environments import EpisodeEnvironment, Lqr, TabularMDP
 from pgengine.errors import SpecError
 from pgengine.exact.finite import finite_cost, finite_gradient, table_return
-from pgengine.exact.linear_quadratic import linear_gradient, linear_return, lqr_cost
+from pgengine.exact.linear_quadratic import linear_gaussian, linear_gradient, linear_return, lqr_cost
 from pgengine.exact.tables import log_policy, parameters_in_double
 from pgengine.policies import Policy
 
-__all__ = ["exact_cost", "exact_gradient", "exact_return"]
+__all__ = ["check_exact", "exact_cost", "exact_gradient", "exact_return"]
+
+
+def check_exact(policy: Policy, environment: EpisodeEnvironment) -> None:
+    """Refuses what has no exact values, without computing any.
+
+    Raises:
+        SpecError: as `exact_return` does of policy and environment.
+    """
+    if isinstance(environment, TabularMDP):
+        log_policy(policy, parameters_in_double(policy))
+    elif isinstance(environment, Lqr):
+        linear_gaussian(policy, parameters_in_double(policy))
+    else:
+        raise _no_model()
 
 
 def exact_return(policy: Policy, environment: EpisodeEnvironment, *, gamma: float, entropy: float = 0.0) -> float:
@@ -91,5 +105,5 @@ def _no_model() -> SpecError:
     return SpecError(
         "/environment",
         "exact_needs_a_model",
-        "exact values are known for finite MDPs and linear systems only; check the policy in mode sample",
+        "exact values are known for finite MDPs and linear systems only; take one of them",
     )

@@ -39,15 +39,14 @@ def log_policy(policy: Policy, parameters: dict[str, torch.Tensor]) -> Float64[t
             "/policy",
             "exact_needs_no_memory",
             f"the policy reads the last {policy.memory} observations, so it has no table over states and no exact "
-            "values; check it in mode sample, or take a policy of one observation",
+            "values; take a policy of one observation",
         )
     observations, distribution = policy.observation_space, policy.distribution
     if not isinstance(observations, DiscreteSpace) or not isinstance(distribution, Softmax):
         raise SpecError(
             "/policy",
             "exact_needs_a_table",
-            "exact values of a finite MDP need discrete observations and one discrete action; check the policy in mode "
-            "sample",
+            "exact values of a finite MDP need discrete observations and one discrete action",
         )
     encoded = torch.as_tensor(policy.encode(observations.start + np.arange(observations.n)))
     if encoded.is_floating_point():

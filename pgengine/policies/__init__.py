@@ -1,5 +1,6 @@
 """Policies: pure functions of (parameters, observation) that act in numpy and train in torch."""
 
+from pgengine.policies.behaviour import check_behaviour
 from pgengine.policies.policy import Acted, Policy, create_policy, load
 
-__all__ = ["Acted", "Policy", "create_policy", "load"]
+__all__ = ["Acted", "Policy", "check_behaviour", "create_policy", "load"]

@@ -489,7 +489,7 @@ def load(data: bytes) -> Policy:
         outputs = policy.outputs(_probes(policy))
         expected = tensors["probe.outputs"]
         agree = expected.shape == outputs.shape and np.allclose(
-            outputs, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE
+            outputs, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE, equal_nan=True
         )
     except _DAMAGE as error:
         raise CheckpointError(f"these bytes are not a policy: {type(error).__name__}") from error

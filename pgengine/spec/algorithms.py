@@ -92,7 +92,7 @@ class LinearValueBaselineSpec(Spec):
     """Which baseline this is."""
     fit: Literal["after", "before"] = "after"
     """Whether it is fitted to a batch after the gradient was taken, or before, when it knows the own actions."""
-    ridge: Annotated[float, Field(gt=0.0, le=1e6)] = 1e-3
+    ridge: Annotated[float, Field(ge=1e-9, le=1e6)] = 1e-3
     """Weight of the squared coefficients against the mean squared error."""
 
 
@@ -304,6 +304,11 @@ class AlgorithmSpec(Spec):
     def survival(self) -> float:
         """Probability that an episode goes on after a step, beside what the environment says."""
         return self.gamma if self.discount == "termination" else 1.0
+
+    @property
+    def entropy_coefficient(self) -> float:
+        """Units of reward for each nat of entropy in the objective; a bonus is held against the same objective."""
+        return 0.0 if self.entropy is None else self.entropy.coefficient
 
     @property
     def credit_gamma(self) -> float:

@@ -109,7 +109,7 @@ class Result(Answer):
     """Of the final policy, on fresh episodes that nothing was selected by."""
     checkpoint_id: CheckpointId
     """The final policy."""
-    stopped_by: Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size"]
+    stopped_by: Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size", "ratio_variance"]
     """Which limit ended it, or that too few trajectories carried the weight of a batch."""
     target_reached: bool | None
     """Whether the target return was proven; null if there was none."""

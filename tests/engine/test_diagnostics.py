@@ -72,11 +72,27 @@ def test_the_noise_is_the_trace_of_the_variance_of_the_estimate() -> None:
 
 @pytest.mark.parametrize(("kind", "K", "told"), [
     ("none", 1, False), ("none", 2, True), ("leave_one_out", 3, False), ("leave_one_out", 4, True),
+    ("batch_mean", 3, False), ("batch_mean", 4, True),
 ])  # fmt: skip
 def test_too_few_trajectories_tell_nothing(kind: str, K: int, told: bool) -> None:
     world = bandit(0.0, 1.0)
     (found,) = figures(world, algorithm(world, trajectories=K, baseline={"kind": kind}), 1)
     assert ("gradient_squared_norm" in found) == told
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [{"kind": "batch_mean", "over": "time_step"}, {"kind": "moving_average", "decay": 0.0, "includes_batch": True}],
+)
+def test_what_a_baseline_with_the_own_trajectory_leaves_is_what_it_leaves_in_the_batch(
+    baseline: dict[str, object],
+) -> None:
+    """Such an estimate is 1 - 1/K of the leave-one-out one, in a group too, where K is smaller."""
+    world = random_mdp(0, horizon=3)
+    (own,) = figures(world, algorithm(world, trajectories=16, baseline=baseline), 1)
+    (others,) = figures(world, algorithm(world, trajectories=16, baseline={"kind": "leave_one_out"}), 1)
+    for name in ("gradient_squared_norm", "gradient_noise"):
+        assert own[name] == pytest.approx((15 / 16) ** 2 * others[name], rel=1e-9)
 
 
 def test_measuring_changes_no_bit() -> None:

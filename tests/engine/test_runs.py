@@ -264,6 +264,20 @@ def test_a_parameter_that_is_not_finite_is_divergence() -> None:
         next(run)
 
 
+def test_returns_whose_variance_is_beyond_every_float_are_divergence() -> None:
+    world = bandit(1e200, 2e200)
+    with pytest.raises(pgengine.DivergedError, match="variance of the returns"):
+        pgengine.evaluate(table_policy(world), world, episodes=5)
+
+
+def test_a_state_of_a_policy_whose_outputs_overflow_can_be_read() -> None:
+    """Whoever goes on finds the divergence, not a file that is called damaged."""
+    world = random_mdp(0)
+    policy = table_policy(world)
+    policy.parameters["theta"][0, 0] = np.nan
+    assert np.isnan(pgengine.load(policy.to_bytes()).parameters["theta"][0, 0])
+
+
 # --- what earlier versions have written -------------------------------------------------------------------------------
 
 FIXTURES = Path(__file__).parent / "fixtures"
