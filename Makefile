@@ -43,7 +43,7 @@ test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 prove: install
-	@$(BIN)/python benchmarks/learning.py
+	@$(BIN)/python benchmarks/learning.py --output benchmarks/learning.md
 
 bench: install
 	@$(BIN)/python benchmarks/run.py

@@ -62,7 +62,8 @@ def evaluate(
             where the discount is a termination, so that the mean return is the discounted one.
 
     Raises:
-        SpecError: if the environment cannot be made or the policy does not fit it.
+        SpecError: if the environment cannot be made, the policy does not fit it, or an episode might never end
+            (`no_certain_end`).
         EnvironmentFailure: if it raised in the middle.
         DivergedError: if returns are so large that their variance is beyond every float.
     """
@@ -73,6 +74,13 @@ def evaluate(
     opened = open_environment(environment) if isinstance(environment, Spec) else environment
     try:
         policy.fits(opened.facts)
+        if not opened.facts.ends_for_certain and survival >= 1.0:
+            raise SpecError(
+                "/horizon",
+                "no_certain_end",
+                "some policies would never end an episode; give a horizon, or the survival (gamma) with which a policy "
+                "was trained that ends episodes as its discount",
+            )
         return evaluate_in(
             opened,
             policy,

@@ -60,9 +60,10 @@ class Objective(Spec):
     discount: Literal["weight", "termination"] = "weight"
     """How gamma discounts: by weights, or by ending episodes; the expected return is the same."""
     max_episode_steps: int
-    """Horizon: the episode limit in environment steps."""
+    """Horizon: the episode limit in environment steps. Where `limit_from` is none, only the most that is played; the
+    objective has no limit, and an episode that has not ended by then fails."""
     limit_from: Literal["id", "declared", "horizon", "none"]
-    """Who cuts episodes at the horizon."""
+    """Who cuts episodes at the horizon; none: nobody does."""
     entropy: float = 0.0
     """Units of reward for each nat of entropy of a step, discounted like a reward."""
     text: str

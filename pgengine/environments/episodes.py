@@ -24,10 +24,11 @@ class EnvironmentFacts(Spec):
     action_space: SpaceSpec
     """What an action looks like."""
     max_episode_steps: int
-    """Episode limit in environment steps, part of the objective."""
+    """Episode limit in environment steps, part of the objective. Where `limit_from` is none it is no part of it: only
+    the most that is played, and an episode that has not ended by then fails."""
     limit_from: Literal["id", "declared", "horizon", "none"]
-    """Who set the limit: the registered id, the request, the horizon of a finite MDP, or nobody: `max_episode_steps`
-    is then the most that is ever played."""
+    """Who set the limit: the registered id, the request, the horizon of a finite MDP, or nobody: episodes then end
+    by themselves and are never cut."""
     fixed_steps: int | None = None
     """Steps that every episode takes, whoever acts, if they are all equally long; null if they vary or may vary."""
     limit_cuts: bool = True

@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, Int, UInt64
 from pgengine.environments.arrays import array_of, check_each, probabilities_of
 from pgengine.environments.draws import cumulated, index_at, normals, uniform_of_word
 from pgengine.environments.episodes import EnvironmentFacts, Step
-from pgengine.errors import SpecError
+from pgengine.errors import EnvironmentFailure, SpecError
 from pgengine.spaces import DiscreteSpace
 from pgengine.spec import TabularSpec
 
 __all__ = ["LONGEST_EPISODE", "TabularMDP"]
 
 LONGEST_EPISODE = 1_000_000
-"""Steps after which an episode is cut where nothing limits it."""
+"""Steps in which an episode has to end where nothing limits it: it is never cut, but fails."""
 
 
 class TabularMDP:
@@ -116,7 +116,9 @@ class TabularMDP:
             if live.tobytes() in seen:
                 break
             seen.add(live.tobytes())
-        return (None if self.horizon is None or lengths - {self.horizon} else self.horizon), True
+        if self.horizon is None:
+            return None, False
+        return (None if lengths - {self.horizon} else self.horizon), True
 
     def _ends(self) -> bool:
         """Whether every episode ends with probability 1, whoever acts.
@@ -154,7 +156,12 @@ class TabularMDP:
         return self._seen()
 
     def step(self, actions: Int[np.ndarray, "N"], noise: Float[np.ndarray, "N U"] | None) -> Step:
-        """Draws the next states, and the rewards where they are random."""
+        """Draws the next states, and the rewards where they are random.
+
+        Raises:
+            EnvironmentFailure: if an episode without a horizon has not ended in 1,000,000 steps. To cut it there would
+                change the objective without a word.
+        """
         assert noise is not None
         before = self._states
         self._states = index_at(self._cdf[before, actions], noise[:, 0])
@@ -167,6 +174,8 @@ class TabularMDP:
         self._steps += 1
         terminated = self.terminal[self._states]
         truncated = ~terminated & (self._steps >= self._limit)
+        if self.horizon is None and truncated.any():
+            raise EnvironmentFailure(f"no end within {LONGEST_EPISODE:,} steps; declare a horizon")
         return Step(self._seen(), rewards, terminated, truncated)
 
     def _seen(self) -> np.ndarray:
