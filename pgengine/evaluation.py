@@ -78,8 +78,8 @@ def evaluate(
             raise SpecError(
                 "/horizon",
                 "no_certain_end",
-                "some policies would never end an episode; give a horizon, or the survival (gamma) with which a policy "
-                "was trained that ends episodes as its discount",
+                "some policies would never end an episode; give a horizon, or a survival below 1, which is gamma where "
+                "the discount is a termination",
             )
         return evaluate_in(
             opened,

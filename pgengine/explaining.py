@@ -9,6 +9,7 @@ beginning, or from a state, and stops at the update asked for: what is shown is 
 Source: Bereyhi, chapter 5, the worked updates of PG_v1 and REINFORCE; Lin, credit of rewards to actions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from pgengine.contributions import Rows, contributions
 from pgengine.diagnostics import exact_figures
 from pgengine.environments import EpisodeEnvironment, open_environment
-from pgengine.errors import SpecError
+from pgengine.errors import DivergedError, SpecError
 from pgengine.estimation import gradient
 from pgengine.estimators import StepWeights, reward_to_go
 from pgengine.explanations import ExplainedEpisode, ExplainedStep, Explanation, MadeStep
@@ -67,8 +68,11 @@ def explain(
         SpecError: if the run cannot be carried out, or has no such update or episode.
         CheckpointError: if `resume_from` is not a state of this run.
         EnvironmentFailure: if the environment raised in the middle.
-        DivergedError: if a gradient or a parameter is no longer finite on the way.
+        DivergedError: if a gradient or a parameter is no longer finite on the way, or a figure to show is not.
     """
+    for name, value in (("episodes", episodes), ("max_steps", max_steps)):
+        if value < 1:
+            raise SpecError(f"/{name}", "greater_than_equal", "expected 1 or more")
     opened = environment or open_environment(spec.environment)
     try:
         resolved = resolve(spec, opened.facts)
@@ -81,7 +85,7 @@ def explain(
         reached = next((made for made in run if made.updates == update), None)
         if reached is None:
             raise _no_such_update(f"the run ended before update {update}")
-        shown = _Shown(first_episode, episodes, max_steps)
+        shown = _Shown(first_episode, episodes, max_steps, spec.seed)
         return _explanation(reached, resolved.algorithm, label(resolved, opened.facts), opened, shown)
     finally:
         if environment is None:
@@ -113,8 +117,14 @@ class _Shown:
     first_episode: int
     episodes: int
     max_steps: int
+    seed: int
+
+    def check_finite(self, record: StepRecord, what: str, *figures: np.ndarray | float | None) -> None:
+        if not all(figure is None or np.isfinite(figure).all() for figure in figures):
+            raise DivergedError(record.before.updates + 1, self.seed, what)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is found
 def _explanation(
     update: Update, algorithm: AlgorithmSpec, of_kind: Label, environment: EpisodeEnvironment, shown: _Shown
 ) -> Explanation:
@@ -129,6 +139,8 @@ def _explanation(
         total += part.weighted.sum(axis=0)
     step = _flat(update.policy) - _flat(before)
     estimate = gradient(before, batch, weights) if moving is None else step / moving
+    norms = [float(np.linalg.norm(vector)) for vector in (estimate, total, step)]
+    shown.check_finite(record, "the gradient or the step", *norms)
     exact = exact_figures(environment, before, algorithm)
     return Explanation(
         update=update.updates,
@@ -138,17 +150,22 @@ def _explanation(
         episodes_total=K,
         steps_total=len(batch.rewards),
         episodes=_episodes(record, algorithm, shown),
-        estimate_norm=float(np.linalg.norm(estimate)),
+        estimate_norm=norms[0],
         estimate=_nested(before, estimate),
-        sum_of_contributions_norm=float(np.linalg.norm(total)),
+        sum_of_contributions_norm=norms[1],
         step=MadeStep(
             learning_rate=record.learning_rate,
-            norm=float(np.linalg.norm(step)),
+            norm=norms[2],
             parameters=_nested(before, step),
         ),
-        expected_return=exact.get("exact_return"),
-        exact_gradient_norm=exact.get("exact_gradient_norm"),
+        unusable=None if update.stopped_by not in ("effective_sample_size", "ratio_variance") else update.stopped_by,
+        expected_return=_if_finite(exact.get("exact_return")),
+        exact_gradient_norm=_if_finite(exact.get("exact_gradient_norm")),
     )
+
+
+def _if_finite(figure: float | None) -> float | None:
+    return figure if figure is not None and math.isfinite(figure) else None
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------
@@ -159,19 +176,26 @@ def _episodes(record: StepRecord, algorithm: AlgorithmSpec, shown: _Shown) -> li
     for number in range(first, min(first + shown.episodes, len(record.batch.lengths))):
         if room <= 0:
             break
-        episode = _episode(record, algorithm, number, room)
+        episode = _episode(record, algorithm, number, room, shown)
         room -= len(episode.steps)
         explained.append(episode)
     return explained
 
 
-def _episode(record: StepRecord, algorithm: AlgorithmSpec, number: int, room: int) -> ExplainedEpisode:
+def _episode(record: StepRecord, algorithm: AlgorithmSpec, number: int, room: int, shown: _Shown) -> ExplainedEpisode:
     batch = record.batch.episodes(number, number + 1)
     rows = slice(int(record.batch.offsets[number]), int(record.batch.offsets[number + 1]))
     weights = _part(record.weighed.weights, rows)
     moving = record.learning_rate if algorithm.within_episode == "moving" else None
     norms = _norms(Rows(record.before, batch), weights, moving)
     to_go = reward_to_go(batch.rewards, batch.offsets, gamma=algorithm.credit_gamma)
+    shown.check_finite(
+        record,
+        f"a figure of episode {number}",
+        *(batch.log_probs, batch.rewards, batch.returns, to_go),
+        *(weights.credit, weights.baseline, weights.ratio, weights.score, weights.entropy),
+        *(norms.score, norms.entropy, norms.contribution, norms.vectors, float(np.linalg.norm(norms.total))),
+    )
     steps = [
         ExplainedStep(
             time=t,

@@ -1,6 +1,6 @@
 """What there is to say about one update of a training, as data: it loads no torch, so a server can describe it."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -103,7 +103,9 @@ class Explanation(Spec):
     """Norm of the sum of the contributions of all steps of the batch: the estimate again, made step by step."""
     step: MadeStep
     """What the optimizer made of it."""
+    unusable: Literal["effective_sample_size", "ratio_variance"] | None = None
+    """Why the batch was not learned from, so that the step is zero; null if it was."""
     expected_return: float | None
-    """Exact value of the objective before the step, where it is known: finite MDPs and LQR."""
+    """Exact value of the objective before the step, where it is known and fits in a float: finite MDPs and LQR."""
     exact_gradient_norm: float | None
     """Norm of its exact gradient there."""

@@ -31,6 +31,15 @@ from torch.distributions import (
     MultivariateNormal,
     Normal,
     Poisson,
+    TransformedDistribution,
+    constraints,
+)
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    IndependentTransform,
+    SigmoidTransform,
+    Transform,
 )
 
 from pgengine.errors import ShapeMismatch, SpecError
@@ -269,7 +278,7 @@ def _rows(
         raise SpecError(
             "/baseline", "baseline_needs_samples", "leave_one_out needs two samples; use none or a number with one"
         )
-    if _support_moves(_support_of(made)):
+    if _support_moves(_support_of(made)) or _transform_moves(made, list(parameters.values())):
         raise SpecError(
             "/distribution",
             "support_moves",
@@ -338,10 +347,85 @@ def _support_moves(support: Any) -> bool:
         value.requires_grad
         if isinstance(value, Tensor)
         else _support_moves(value)
-        if isinstance(value, torch.distributions.constraints.Constraint)
+        if isinstance(value, constraints.Constraint)
         else False
         for value in bounds
     )
+
+
+def _transform_moves(distribution: Distribution, parameters: list[Tensor]) -> bool:
+    """Whether a transformation moves a bound of what it transforms, as loc + scale * Uniform(0, 1) does.
+
+    Classes with a name of their own, such as Gumbel and Weibull, say what they can draw.
+    """
+    if isinstance(distribution, Independent):
+        return _transform_moves(distribution.base_dist, parameters)
+    if type(distribution) is not TransformedDistribution:
+        return False
+    base = distribution.base_dist
+    if _transform_moves(base, parameters):
+        return True
+    bounds = _bounds(_support_of(base))
+    for transform in _flattened(distribution.transforms):
+        each_number = isinstance(transform, AffineTransform) or isinstance(transform.inv, AffineTransform)
+        if bounds and transform.domain.event_dim and not each_number:
+            # not number by number: no bound can be followed, but constants move none
+            return any(bound.requires_grad for bound in bounds) or _has_gradient(transform)
+        bounds = [image for bound in bounds for image in _image(transform, bound)]
+    return any(_depends(bound, parameters) for bound in bounds)
+
+
+def _bounds(support: Any) -> list[Tensor]:
+    """Finite bounds of the numbers that a support holds."""
+    while hasattr(support, "base_constraint"):  # of Independent
+        support = support.base_constraint
+    if support is constraints.boolean or isinstance(support, type(constraints.simplex)):
+        return [torch.tensor(0.0), torch.tensor(1.0)]
+    ends = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
+    return [
+        torch.as_tensor(end, dtype=None if isinstance(end, Tensor) else torch.float64)
+        for end in ends
+        if end is not None
+    ]
+
+
+def _flattened(transforms: list[Transform]) -> Iterator[Transform]:
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            yield from _flattened(transform.parts)
+        elif isinstance(transform, IndependentTransform):
+            yield from _flattened([transform.base_transform])
+        else:
+            yield transform
+
+
+def _image(transform: Transform, bound: Tensor) -> list[Tensor]:
+    """Where a bound comes to lie; nothing if that is infinitely far away, where it can no longer move."""
+    inverse = transform.inv
+    if isinstance(inverse, SigmoidTransform) and bool(((bound == 0.0) | (bound == 1.0)).all()):
+        return []  # torch stops just before
+    try:
+        image: Tensor = transform(bound)
+    except (RuntimeError, ValueError):
+        return [bound]
+    return [image] if bool(torch.isfinite(image).any()) else []
+
+
+def _has_gradient(transform: Transform) -> bool:
+    values = [*vars(transform).values(), *vars(transform.inv).values()]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _depends(bound: Tensor, parameters: list[Tensor]) -> bool:
+    """Whether the bound changes with a parameter: 0 * scale does not."""
+    if not bound.requires_grad:
+        return False
+    leaves = [parameter for parameter in parameters if parameter.requires_grad]
+    for number in bound[torch.isfinite(bound)].reshape(-1):
+        slopes = torch.autograd.grad(number, leaves, retain_graph=True, allow_unused=True)
+        if any(slope is not None and bool((slope != 0.0).any()) for slope in slopes):
+            return True
+    return False
 
 
 # --- from rows to gradients -------------------------------------------------------------------------------------------

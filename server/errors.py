@@ -67,7 +67,7 @@ class FieldError:
     """What is wrong with one field of a request.
 
     Attributes:
-        pointer: JSON Pointer (RFC 6901) into the submitted body; of a request without one, into its query parameters.
+        pointer: JSON Pointer (RFC 6901) into the submitted body; of a parameter in path or query a slash and its name.
         code: Machine-readable code such as `greater_than_equal`.
         message: What was expected, for people; never repeats the value that was sent.
     """

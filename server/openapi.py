@@ -133,7 +133,10 @@ def _problem_schema() -> dict[str, Any]:
         "type": "object",
         "required": ["pointer", "code", "message"],
         "properties": {
-            "pointer": {**text, "description": "JSON Pointer into the body; else the name of a parameter."},
+            "pointer": {
+                **text,
+                "description": "JSON Pointer into the body; of a parameter in path or query a slash and its name.",
+            },
             "code": {**text, "description": "Machine-readable code."},
             "message": {**text, "description": "What was expected."},
         },

@@ -1,6 +1,6 @@
 """Gradient checks: is an estimator what its label says? Compared with the exact gradient, on finite MDPs and LQR.
 
-subject (what is checked, what is refused) ─► sampling | enumerating ─► moments (the test) ─► running (the report)
+settings, subject (what is checked and refused) ─► sampling (with tails) | enumerating ─► moments (the test) ─► running
 
 Reports are data and load no torch; what makes them is loaded when it is first used.
 """
@@ -13,7 +13,8 @@ from pgengine.checking.reports import CheckProgress, EstimatorReport, GradientCh
 if TYPE_CHECKING:
     from pgengine.checking.moments import BiasTest, Moments, bias_test
     from pgengine.checking.running import check_gradient, check_steps
-    from pgengine.checking.subject import MAX_BATCHES, MAX_TRAJECTORIES, refuse, resolve_estimators
+    from pgengine.checking.settings import check_settings, resolve_estimators
+    from pgengine.checking.subject import MAX_BATCHES, MAX_TRAJECTORIES, refuse
 
 _HOME = {
     "MAX_BATCHES": "subject",
@@ -22,9 +23,10 @@ _HOME = {
     "Moments": "moments",
     "bias_test": "moments",
     "check_gradient": "running",
+    "check_settings": "settings",
     "check_steps": "running",
     "refuse": "subject",
-    "resolve_estimators": "subject",
+    "resolve_estimators": "settings",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Moments",
     "bias_test",
     "check_gradient",
+    "check_settings",
     "check_steps",
     "refuse",
     "resolve_estimators",

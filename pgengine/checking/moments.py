@@ -10,9 +10,13 @@ alarms up to six times as often as stated (binomial, 400 expected events, 1e-6).
 
 A coordinate whose skewness is too large for the number of samples (above 0.1 sqrt(n): one that fewer than about 100
 samples touch), or any with fewer than 200 samples, is held against the empirical Bernstein bound instead (Maurer and
-Pontil 2009), which needs no normal approximation but a range: twice the largest number that was seen in any coordinate
-is taken for it. So a coordinate that never moved although its target is large is seen, and one that is too rare to tell
-is not accused. Where nothing moved at all, nothing can be told: a reward that is never met looks the same.
+Pontil 2009), which needs no normal approximation but a bound on what a sample can be. The largest number that was seen
+in any coordinate is taken for it: the odds hold only if nothing much larger can come.
+
+Samples alone do not show what is too rare to be among them. Whoever knows the skewness from elsewhere says so, and a
+coordinate for which it is too large is held against the Bernstein bound with what a sample can be at most; where that
+is infinite nothing is told of the coordinate. Where nothing moved at all, nothing is told: a reward that is never met
+looks the same.
 """
 
 import math
@@ -48,6 +52,7 @@ class Moments:
         self._second = np.zeros(P)
         self._third = np.zeros(P)
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever reports finds what is not finite
     def add(self, samples: Float[np.ndarray, "b P"]) -> None:
         """Takes b >= 1 samples in."""
         b, n = len(samples), self.count
@@ -88,7 +93,7 @@ class BiasTest:
         threshold: What it exceeds with the odds of a false alarm under the null hypothesis, or less.
         worst: The coordinate of the largest departure, or None if there is nothing to test.
         smallest_detectable: A bias of this size in any one coordinate would have been seen with 95% power; None if
-            there is nothing to test.
+            there is nothing to test, or nothing can be told of some coordinate.
         tested: [P] coordinates that are not identically zero.
         by_quantile: [P] those of them that were held against a quantile; the others against the Bernstein bound.
     """
@@ -106,13 +111,23 @@ class BiasTest:
         return self.statistic > self.threshold
 
 
-def bias_test(moments: Moments, target: Float[np.ndarray, "P"], *, false_alarm: float) -> BiasTest:
+def bias_test(
+    moments: Moments,
+    target: Float[np.ndarray, "P"],
+    *,
+    false_alarm: float,
+    bounds: Float[np.ndarray, "P"] | None = None,
+    skewness: Float[np.ndarray, "P"] | None = None,
+) -> BiasTest:
     """Tests whether all expectations are those of the target.
 
     Args:
         moments: Of at least two independent samples.
         target: The expectations of the null hypothesis.
         false_alarm: Odds of a rejection under it, over all coordinates together.
+        bounds: What a sample cannot exceed in size, infinity where that is not known; taken where `skewness` is too
+            large. None: the largest number seen.
+        skewness: Size of the skewness as it is known apart from the samples. None: they say it alone.
     """
     n = moments.count
     unit = max(moments.largest, float(np.abs(target).max(initial=0.0)))
@@ -124,23 +139,27 @@ def bias_test(moments: Moments, target: Float[np.ndarray, "P"], *, false_alarm: 
     P = max(int(tested.sum()), 1)
     threshold = -student_quantile(false_alarm / (2 * P), n - 1)
     varies = tested & (error > _ROUNDING * unit)
-    by_quantile = varies & (np.abs(moments.skewness) <= SKEWEST * math.sqrt(n)) & (n >= ENOUGH)
+    tame = np.ones(len(target), dtype=bool) if skewness is None else skewness <= SKEWEST * math.sqrt(n)
+    by_quantile = varies & tame & (np.abs(moments.skewness) <= SKEWEST * math.sqrt(n)) & (n >= ENOUGH)
     gap = moments.mean - target
     # the coordinates that the quantile cannot judge: in units in which the Bernstein bound is the threshold
     log_odds = math.log(4 * P / false_alarm)
-    bound = error * math.sqrt(2 * log_odds) + 14 * moments.largest * log_odds / (3 * (n - 1))
-    statistics = np.abs(gap) / bound * threshold
+    largest = np.full(len(target), moments.largest)
+    if bounds is not None:
+        largest = np.where(tame, largest, bounds)
+    bound = error * math.sqrt(2 * log_odds) + 14 * largest * log_odds / (3 * (n - 1))
+    statistics = np.abs(gap) / np.where(bound > 0.0, bound, math.inf) * threshold
     u = moments.skewness[by_quantile] / (3 * math.sqrt(n))
     t = gap[by_quantile] / error[by_quantile]
     statistics[by_quantile] = np.abs(t + u * t**2 + u**2 * t**3 / 3 + u / 2)
     statistics[~tested] = 0.0
     margin = np.where(by_quantile, threshold * error, bound) - student_quantile(1 - POWER, n - 1) * error
-    worst = int(np.argmax(statistics))
+    worst, detectable = int(np.argmax(statistics)), float(margin[tested].max())
     return BiasTest(
         statistic=float(statistics[worst]),
         threshold=threshold,
         worst=worst,
-        smallest_detectable=float(margin[tested].max()),
+        smallest_detectable=detectable if math.isfinite(detectable) else None,
         tested=tested,
         by_quantile=by_quantile,
     )

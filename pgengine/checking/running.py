@@ -8,13 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pgengine.checking.enumerating import TOLERANCE, enumerated
-from pgengine.checking.moments import bias_test
+from pgengine.checking.moments import BiasTest, Moments, bias_test
 from pgengine.checking.reports import LISTED, CheckProgress, EstimatorReport, GradientCheck
 from pgengine.checking.sampling import Sampled, sample
 from pgengine.checking.subject import Candidate, Subject, open_subject, opened_environment
 from pgengine.checking.values import value_report
 from pgengine.environments import EpisodeEnvironment
-from pgengine.exact import Moments
+from pgengine.errors import DivergedError
+from pgengine.exact import Moments as ExactMoments
 from pgengine.policies import Policy
 from pgengine.spec import AlgorithmSpec, EnvironmentSpec, GradientCheckSpec, PolicySpec
 
@@ -52,6 +53,7 @@ def check_gradient(
     Raises:
         SpecError: with a pointer from the root of a `GradientCheckSpec`, for what has no exact gradient, cannot be
             enumerated, or does not fit together.
+        DivergedError: if a figure is too large for a float.
         pydantic.ValidationError: if a number is out of its bounds.
     """
     fields: dict[str, Any] = {
@@ -94,23 +96,30 @@ def check_steps(
     Raises:
         SpecError: as `refuse` does, before anything is played.
         EnvironmentFailure: if the environment failed in the middle.
+        DivergedError: if a figure is too large for a float.
     """
     began = time.perf_counter()
     opened = environment or opened_environment(spec)
     try:
         subject = open_subject(spec, opened, policy, behaviour)
+        for candidate in subject.candidates:
+            with np.errstate(over="ignore"):
+                norm = float(np.linalg.norm(candidate.gradient))
+            _check_finite(subject.policy, spec.seed, "the exact gradient", candidate.J, norm)
         reports: list[EstimatorReport] = []
         if spec.mode == "enumerate":
             for index, candidate in enumerate(subject.candidates):
                 yield CheckProgress(index / len(subject.candidates), None)
-                reports.append(_of_enumerated(candidate, enumerated(subject, candidate, spec.seed)))
+                reports.append(
+                    _of_enumerated(candidate, enumerated(subject, candidate, spec.seed), subject.policy, spec.seed)
+                )
         else:
             gathered: list[Sampled] = []
             for fraction, so_far in sample(subject, spec):
                 gathered = so_far
                 yield CheckProgress(min(fraction, 1.0), None)
             reports = [
-                _of_sampled(candidate, sampled, subject.policy, spec.false_alarm)
+                _of_sampled(candidate, sampled, subject.policy, spec.false_alarm, spec.seed)
                 for candidate, sampled in zip(subject.candidates, gathered, strict=True)
             ]
         yield CheckProgress(1.0, _report(spec, subject, reports, time.perf_counter() - began))
@@ -139,7 +148,14 @@ def _report(spec: GradientCheckSpec, subject: Subject, reports: list[EstimatorRe
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
-def _of_enumerated(candidate: Candidate, moments: Moments) -> EstimatorReport:
+def _check_finite(policy: Policy, seed: int, what: str, *numbers: float | None) -> None:
+    if not all(number is None or math.isfinite(number) for number in numbers):
+        raise DivergedError(policy.updates + 1, seed, what)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _of_enumerated(candidate: Candidate, moments: ExactMoments, policy: Policy, seed: int) -> EstimatorReport:
+    _check_finite(policy, seed, "an estimate", moments.variance_trace, float(moments.mean @ moments.mean))
     figures = _figures(candidate, moments.mean, moments.variance_trace)
     unit = max(float(np.linalg.norm(candidate.target)), math.sqrt(moments.variance_trace))
     agrees = figures["bias_norm"] <= TOLERANCE * unit
@@ -158,16 +174,21 @@ def _of_enumerated(candidate: Candidate, moments: Moments) -> EstimatorReport:
     )
 
 
-def _of_sampled(candidate: Candidate, sampled: Sampled, policy: Policy, false_alarm: float) -> EstimatorReport:
+@np.errstate(over="ignore", invalid="ignore")
+def _of_sampled(
+    candidate: Candidate, sampled: Sampled, policy: Policy, false_alarm: float, seed: int
+) -> EstimatorReport:
     moments = sampled.estimates
     variance_trace = float(moments.variance.sum())
+    _check_finite(policy, seed, "an estimate", variance_trace, float(moments.mean @ moments.mean))
     if candidate.label.kind == "scaled_unknown":
         # half of the odds for the direction, half for the sign
-        test = bias_test(sampled.across, np.zeros_like(candidate.gradient), false_alarm=false_alarm / 2)
-        seen = test.seen or _is_negative(sampled, false_alarm / 2)
+        test = _test(sampled, sampled.across, np.zeros_like(candidate.gradient), candidate, false_alarm / 2)
+        seen = test.seen or _is_negative(sampled, candidate, false_alarm / 2)
     else:
-        test = bias_test(moments, candidate.target, false_alarm=false_alarm)
+        test = _test(sampled, moments, candidate.target, candidate, false_alarm)
         seen = test.seen
+    _check_finite(policy, seed, "a figure of the test", test.statistic, test.smallest_detectable)
     return EstimatorReport(
         **_figures(candidate, moments.mean, variance_trace),
         batches=moments.count,
@@ -181,9 +202,22 @@ def _of_sampled(candidate: Candidate, sampled: Sampled, policy: Policy, false_al
     )
 
 
-def _is_negative(sampled: Sampled, false_alarm: float) -> bool:
+def _test(sampled: Sampled, moments: Moments, target: np.ndarray, candidate: Candidate, false_alarm: float) -> BiasTest:
+    """The test of some moments, with what the model says of the tails where there is one."""
+    tails = sampled.tails
+    if tails is None:
+        return bias_test(moments, target, false_alarm=false_alarm)
+    # a mean of K trajectories is less skew by the root of K
+    skewness, bounds = tails.skewness / math.sqrt(candidate.algorithm.trajectories), tails.bounds
+    if moments is not sampled.estimates:  # made of all parameters together, and of a size that is not known
+        skewness = np.full(len(target), skewness.max(initial=0.0))
+        bounds = np.full(len(target), math.inf)
+    return bias_test(moments, target, false_alarm=false_alarm, bounds=bounds, skewness=skewness)
+
+
+def _is_negative(sampled: Sampled, candidate: Candidate, false_alarm: float) -> bool:
     """Whether the estimate points away from the gradient, beyond doubt."""
-    found = bias_test(sampled.along, np.zeros(1), false_alarm=false_alarm)
+    found = _test(sampled, sampled.along, np.zeros(1), candidate, false_alarm)
     return found.seen and float(sampled.along.mean[0]) < 0.0
 
 
@@ -191,13 +225,13 @@ def _figures(candidate: Candidate, mean: np.ndarray, variance_trace: float) -> d
     """What both modes report alike."""
     gradient, target, K = candidate.gradient, candidate.target, candidate.algorithm.trajectories
     square = float(gradient @ gradient)
-    scale = float(mean @ gradient) / square if square > 0.0 else None
+    scale = _finite(float(mean @ gradient) / square) if square > 0.0 else None
     if candidate.label.kind == "scaled_unknown":
         target = max(scale or 0.0, 0.0) * gradient
     bias_norm, target_norm = float(np.linalg.norm(mean - target)), float(np.linalg.norm(target))
     mean_norm = float(np.linalg.norm(mean))
     # what is known of the signal is better than what was measured of it
-    signal = float(target @ target) if candidate.label.factor is not None else (scale or 0.0) ** 2 * square
+    signal = float(target @ target) if candidate.label.factor is not None else (scale or 0.0) * (scale or 0.0) * square
     angle = None
     if square > 0.0 and mean_norm > 0.0:
         cosine = float(mean @ gradient) / (mean_norm * math.sqrt(square))
@@ -210,14 +244,18 @@ def _figures(candidate: Candidate, mean: np.ndarray, variance_trace: float) -> d
         "gradient_norm": math.sqrt(square),
         "mean_norm": mean_norm,
         "bias_norm": bias_norm,
-        "relative_bias": bias_norm / target_norm if target_norm > 0.0 else None,
+        "relative_bias": _finite(bias_norm / target_norm) if target_norm > 0.0 else None,
         "scale": scale,
         "angle_degrees": angle,
         "variance_trace": variance_trace,
-        "signal_to_noise": signal / variance_trace if variance_trace > 0.0 else None,
-        "trajectories_for_unit_signal_to_noise": K * variance_trace / signal if signal > 0.0 else None,
+        "signal_to_noise": _finite(signal / variance_trace) if variance_trace > 0.0 else None,
+        "trajectories_for_unit_signal_to_noise": _finite(K * variance_trace / signal) if signal > 0.0 else None,
         "mean": mean.tolist() if len(mean) <= LISTED else None,
     }
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _name(policy: Policy, index: int) -> str:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from pgengine.checking.moments import Moments
 from pgengine.checking.subject import Candidate, Subject
+from pgengine.checking.tails import Tails, tails_of
 from pgengine.contributions import CELLS, Rows, contributions, moving_sums
 from pgengine.environments import EpisodeEnvironment
 from pgengine.environments.tabular import TabularMDP
@@ -43,20 +44,25 @@ class Sampled:
         estimates: Of the estimate itself. The others are gathered where the label's factor is not known.
         along: Of its multiple of the gradient, a single number.
         across: Of what is left of it when that part is taken away.
+        tails: What the model says that the samples may not, on finite MDPs.
     """
 
     estimates: Moments
     along: Moments
     across: Moments
+    tails: Tails | None
 
 
 def sample(subject: Subject, spec: GradientCheckSpec) -> Iterator[tuple[float, list[Sampled]]]:
     """Plays the batches; yields the share of the work done and what has been gathered so far."""
     P = subject.policy.size
-    gathered = [Sampled(Moments(P), Moments(1), Moments(P)) for _ in subject.candidates]
+    scores = Scores(subject)
+    gathered = [
+        Sampled(Moments(P), Moments(1), Moments(P), tails_of(subject, candidate, *scores.of_pairs()))
+        for candidate in subject.candidates
+    ]
     groups = _groups(subject)
     done, total = 0, spec.batches * len(groups)
-    scores = Scores(subject)
     for members in groups:
         # the same address for all groups: their actors meet the same luck
         for estimates_of_members in _batches(subject, spec, [subject.candidates[i] for i in members], scores):
@@ -77,6 +83,7 @@ def _groups(subject: Subject) -> list[list[int]]:
     return list(groups.values())
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever reports finds what is not finite
 def _gather(sampled: Sampled, found: np.ndarray, candidate: Candidate) -> None:
     sampled.estimates.add(found)
     if candidate.label.kind == "scaled_unknown":
@@ -121,6 +128,7 @@ def _parts(batch: Batch, K: int) -> Iterator[Batch]:
         yield batch.episodes(first, first + K)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever reports finds what is not finite
 def estimates(estimator: Estimator, policy: Policy, batch: Batch, scores: "Scores") -> Float[np.ndarray, "n P"]:
     """The estimate that each K of the trajectories give.
 
@@ -155,6 +163,14 @@ class Scores:
                 self._table = _all_scores(self._policy, O, A)
                 widest = max(P, O * A + O)
         self.at_once = max(1, CELLS // max(widest, 1))  # batches whose sums are held at a time
+
+    def of_pairs(self) -> tuple[Float[np.ndarray, "O A P"], Float[np.ndarray, "O P"]] | tuple[None, None]:
+        """Grad log pi of each observation and action, and grad H of each observation; None where they are not kept."""
+        if self._table is None:
+            return None, None
+        table = self._table.to_dense().T.numpy()
+        O, A = self._shape  # noqa: E741
+        return table[: O * A].reshape(O, A, -1), table[O * A :]
 
     def sums(
         self, batch: Batch, score: np.ndarray, entropy: np.ndarray | None, starts: np.ndarray

@@ -5,24 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from pgengine.checking.settings import check_settings, resolve_estimators
 from pgengine.environments import EnvironmentFacts, EpisodeEnvironment, open_environment
 from pgengine.environments.tabular import TabularMDP
 from pgengine.errors import SpecError
 from pgengine.exact import check_exact, count_trajectories, exact_gradient, exact_return
 from pgengine.labels import Label, label
 from pgengine.policies import Policy, create_policy
-from pgengine.resolution import resolve
-from pgengine.spec import (
-    AlgorithmSpec,
-    GradientCheckSpec,
-    LinearValueBaselineSpec,
-    MixtureBehaviourSpec,
-    MovingAverageBaselineSpec,
-    NeuralValueBaselineSpec,
-    PolicyBehaviourSpec,
-    TrainingSpec,
-    TransformerPolicySpec,
-)
+from pgengine.spec import AlgorithmSpec, GradientCheckSpec, MixtureBehaviourSpec, PolicyBehaviourSpec
 
 __all__ = [
     "MAX_BATCHES",
@@ -32,7 +22,6 @@ __all__ = [
     "open_subject",
     "opened_environment",
     "refuse",
-    "resolve_estimators",
 ]
 
 MAX_TRAJECTORIES = 200_000
@@ -89,25 +78,6 @@ class Subject:
         return self.policy
 
 
-def resolve_estimators(spec: GradientCheckSpec, facts: EnvironmentFacts) -> list[TrainingSpec]:
-    """Each estimator with its defaults written out, inside a training spec.
-
-    Raises:
-        SpecError: with a pointer from the root of the check's spec, such as `/estimators/2/baseline`.
-    """
-    resolved = []
-    for index, algorithm in enumerate(spec.estimators):
-        training = TrainingSpec(environment=spec.environment, policy=spec.policy, algorithm=algorithm, seed=spec.seed)
-        try:
-            resolved.append(resolve(training, facts))
-        except SpecError as error:
-            if error.pointer.startswith("/algorithm"):
-                pointer = f"/estimators/{index}" + error.pointer.removeprefix("/algorithm")
-                raise SpecError(pointer, error.code, error.message) from None
-            raise
-    return resolved
-
-
 def refuse(
     spec: GradientCheckSpec,
     facts: EnvironmentFacts,
@@ -128,33 +98,8 @@ def refuse(
     Raises:
         SpecError: with a pointer from the root of the check's spec, a code, and the way out.
     """
-    if facts.exact is None:
-        raise SpecError(
-            "/environment",
-            "exact_needs_a_model",
-            "an exact gradient is known for finite MDPs, for ids with a transition table of their own, and for linear "
-            "systems; take one of them, or look at the signal-to-noise ratio that training reports",
-        )
     spec = _of_policy(spec, policy)
-    if isinstance(spec.policy, TransformerPolicySpec) and spec.policy.window > 1:
-        raise SpecError(
-            "/policy",
-            "exact_needs_no_memory",
-            f"the policy reads the last {spec.policy.window} observations, so no exact gradient is known; take a "
-            "policy of one observation",
-        )
-    if spec.mode == "enumerate" and facts.exact != "finite_mdp":
-        raise SpecError(
-            "/mode", "enumerate_needs_a_finite_mdp", "there are infinitely many trajectories; take mode sample"
-        )
-    trainings = resolve_estimators(spec, facts)
-    for index, training in enumerate(trainings):
-        if isinstance(training.algorithm.importance.behaviour, PolicyBehaviourSpec) and behaviour is None:
-            raise SpecError(
-                f"/estimators/{index}/importance/behaviour",
-                "behaviour_missing",
-                "give the policy that acts beside the one that is checked",
-            )
+    trainings = check_settings(spec, facts, has_behaviour=behaviour is not None)
     opened = environment or opened_environment(spec)
     try:
         if spec.mode == "enumerate" and isinstance(opened, TabularMDP):
@@ -177,20 +122,6 @@ def _of_policy(spec: GradientCheckSpec, policy: Policy | None) -> GradientCheckS
 
 
 def _refuse_enumeration(pointer: str, algorithm: AlgorithmSpec, mdp: TabularMDP) -> None:
-    baseline = algorithm.baseline
-    looks = (isinstance(baseline, MovingAverageBaselineSpec) and baseline.includes_batch) or (
-        isinstance(baseline, LinearValueBaselineSpec | NeuralValueBaselineSpec) and baseline.fit == "before"
-    )
-    if looks:
-        raise SpecError(
-            f"{pointer}/baseline",
-            "baseline_not_enumerable",
-            "this baseline is fitted to each batch anew before it is used; take mode sample",
-        )
-    if algorithm.horizon == "bootstrap":
-        raise SpecError(
-            f"{pointer}/horizon", "bootstrap_not_enumerable", "a bootstrap is checked in mode sample; take that"
-        )
     if mdp.reward_deviation is not None and np.any(mdp.reward_deviation[~mdp.terminal] > 0.0):
         raise SpecError(
             "/environment/reward_deviation",

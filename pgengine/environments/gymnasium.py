@@ -78,10 +78,12 @@ class GymnasiumEpisodes:
                 self._registered, max_episode_steps=-1, disable_env_checker=True, **self.spec.arguments
             )
         except Exception as error:
+            # what our own constructors say is meant for the caller; that of others may say anything
+            reason = str(error) if self.spec.id in OWN_IDS else f"its constructor raised {type(error).__name__}"
             raise SpecError(
                 "/arguments" if self.spec.arguments else "/id",
                 "environment_not_made",
-                f"{self.spec.id} could not be made: its constructor raised {type(error).__name__}",
+                f"{self.spec.id} could not be made: {reason}",
             ) from error
         _quicken(made.unwrapped)
         return made

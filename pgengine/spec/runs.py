@@ -87,7 +87,8 @@ class GradientCheckSpec(Spec):
     batches: Annotated[int, Field(ge=8, le=10_000_000)] = 2000
     """Batches to play for each estimator in mode `sample`."""
     false_alarm: Annotated[float, Field(gt=0.0, le=0.1)] = 1e-6
-    """Odds that an unbiased estimator is called biased in mode `sample`, over all of its parameters."""
+    """Odds that an unbiased estimator is called biased in mode `sample`, over all of its parameters; approximately, and
+    on finite MDPs rare events of the model are allowed for, rare importance ratios are not."""
     values: bool = False
     """Whether the report also has the exact values of states and actions, the visits, and the optima."""
     seed: Seed = 0

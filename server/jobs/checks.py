@@ -9,6 +9,7 @@ from fastapi import Body as JsonBody
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
+from pgengine.checking import check_settings
 from pgengine.spec import GradientCheckSpec, PolicyBehaviourSpec, PolicySpec
 from server.checkpoints import store as checkpoints
 from server.database import Database
@@ -143,6 +144,8 @@ def _draft(database: Database, body: GradientCheckCreate, allowed: AllowList, se
         values=body.values,
         seed=seed,
     )
+    # what can be told without torch is told at once; the rest takes a program that loads it
+    check_settings(spec, environment.facts)
     policy_id = policy if isinstance(policy, str) else None
     return _Draft(environment, policy_id, checkpoint_id, policy_bytes, spec.model_dump(mode="json"))
 
@@ -239,7 +242,9 @@ def list_gradient_check_events(
 def _body(session: Session, row: Row, *, arrays: bool = True) -> GradientCheckJob:
     """A stored check as it is published."""
     reason = store.queue_reason(session, row)
-    policy = cast(PolicySpec, row.spec["policy"] | {"initial_parameters": None})
+    policy = row.spec["policy"] | {"initial_parameters": None}
+    if not arrays:
+        policy = store.without_feature_arrays(policy)
     return GradientCheckJob(
         id=row.id,
         name=row.name,
@@ -249,7 +254,7 @@ def _body(session: Session, row: Row, *, arrays: bool = True) -> GradientCheckJo
         policy_id=row.policy_id,
         checkpoint_id=row.spec["checkpoint_id"],
         attempt=row.attempt,
-        policy=policy,
+        policy=cast(PolicySpec, policy),
         labels=row.label["estimators"],
         **{name: row.spec[name] for name in ("estimators", "mode", "batches", "false_alarm", "values", "seed")},
         progress=CheckProgress(fraction=row.fraction),

@@ -104,7 +104,8 @@ class Engine:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=self._environment,
-            process_group=0,
+            # Ctrl-C in the server's terminal is for the server; uvloop, which it runs on, knows no process_group
+            start_new_session=True,
         )
         assert process.stdin is not None
         assert process.stdout is not None

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 import pgengine
 from pgengine.errors import SpecError
 from pgengine.labels import Label
-from pgengine.policies import load
+from pgengine.policies import Policy, check_behaviour, load
 from pgengine.spec import AlgorithmSpec, PolicyBehaviourSpec, PolicySpec, TrainingSpec
 from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
@@ -25,7 +25,7 @@ from server.database import Database
 from server.environments.routes import Allowed, Known, known, stored
 from server.environments.schemas import BANDIT, CARTPOLE, FROZEN_LAKE, LQR
 from server.environments.types import AllowList
-from server.errors import FieldError, NotFound, PolicyBusy
+from server.errors import FieldError, InvalidRequest, NotFound, PolicyBusy
 from server.idempotency import Reply
 from server.ids import JobId, is_id
 from server.jobs import history, store, tail
@@ -217,17 +217,25 @@ def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Re
 
 
 def _parameters(database: Database, policy: policies.Drawn | str) -> int:
+    return _loaded(database, policy).size
+
+
+def _loaded(database: Database, policy: policies.Drawn | str) -> Policy:
+    """What would learn, as it is now."""
     if isinstance(policy, policies.Drawn):
-        return load(policy.policy_bytes).size
-    with database.read() as session:
-        return load(checkpoints.content(session, checkpoints.latest(session, policy).id)).size
+        return load(policy.policy_bytes)
+    try:
+        with database.read() as session:
+            return load(checkpoints.content(session, checkpoints.latest(session, policy).id))
+    except NotFound as error:
+        raise _no_policy(error) from None
 
 
 def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, settings: Settings) -> _Draft:
     environment = known(database, body.environment, allowed)
     seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
     policy, policy_spec = named_or_drawn(database, body.policy, environment, seed, settings)
-    algorithm, behaviour_id = _pinned(database, body.algorithm, environment)
+    algorithm, acting = _pinned(database, body.algorithm, environment)
     spec = pgengine.resolve(
         TrainingSpec(
             environment=environment.spec,
@@ -241,20 +249,30 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
         ),
         environment.facts,
     )
+    if acting is not None:
+        check_behaviour(spec.algorithm, _loaded(database, policy), acting.policy)
     return _Draft(
         environment=environment,
         policy=policy,
         spec=spec,
         label=pgengine.label(spec, environment.facts),
-        behaviour_id=behaviour_id,
+        behaviour_id=None if acting is None else acting.checkpoint_id,
     )
 
 
 BEHAVIOUR = "/algorithm/importance/behaviour/id"
 
 
-def _pinned(database: Database, algorithm: AlgorithmSpec, environment: Known) -> tuple[AlgorithmSpec, str | None]:
-    """The algorithm with the checkpoint of the other policy that acts in the place of its name, and that checkpoint."""
+@dataclass(frozen=True, slots=True)
+class _Acting:
+    """The other policy that acts, exactly as it will."""
+
+    checkpoint_id: str
+    policy: Policy
+
+
+def _pinned(database: Database, algorithm: AlgorithmSpec, environment: Known) -> tuple[AlgorithmSpec, _Acting | None]:
+    """The algorithm with the checkpoint of the other policy that acts in the place of its name, and that policy."""
     behaviour = algorithm.importance.behaviour
     if not isinstance(behaviour, PolicyBehaviourSpec):
         return algorithm, None
@@ -267,14 +285,15 @@ def _pinned(database: Database, algorithm: AlgorithmSpec, environment: Known) ->
         with database.read() as session:
             row = checkpoints.latest(session, named) if is_id("pol", named) else checkpoints.get(session, named)
             data = checkpoints.content(session, row.id)
-        load(data).fits(environment.facts)
+        policy = load(data)
+        policy.fits(environment.facts)
     except NotFound as error:
         raise _no_behaviour(error) from None
     except SpecError as error:
         raise error.under(BEHAVIOUR) from None
     pinned = behaviour.model_copy(update={"id": row.id})
     importance = algorithm.importance.model_copy(update={"behaviour": pinned})
-    return algorithm.model_copy(update={"importance": importance}), row.id
+    return algorithm.model_copy(update={"importance": importance}), _Acting(row.id, policy)
 
 
 def named_or_drawn(
@@ -525,7 +544,10 @@ async def explain_training_job_update(
         with database.read() as session:
             return store.explainable(session, job_id, update)
 
-    found = await run_in_threadpool(read)
+    try:
+        found = await run_in_threadpool(read)
+    except store.NotRepeatable as error:
+        raise _not_repeatable(error) from None
     if first_episode >= found.spec["algorithm"]["trajectories"]:
         message = f"The batch has {found.spec['algorithm']['trajectories']} episodes; the first one is 0."
         raise invalid("/first_episode", "less_than", message)
@@ -547,9 +569,13 @@ async def explain_training_job_update(
         )
     except (EngineFailed, SpecError) as error:
         # the job's own settings were accepted once, so the fault is what has changed since
-        raise invalid("/update", "cannot_be_repeated", f"The update could not be made again: {error}.") from None
+        raise _not_repeatable(error) from None
     body = {"object": "update_explanation", "job_id": job_id} | explanation
     return Response(json.dumps(body), media_type=JSON)
+
+
+def _not_repeatable(error: Exception) -> InvalidRequest:
+    return invalid("/update", "cannot_be_repeated", f"The update could not be made again: {error}.")
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------

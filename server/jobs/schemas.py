@@ -279,7 +279,8 @@ class GradientCheckJob(Answer):
     attempt: int
     """1, and one more after each crash of a worker; each begins again and comes to the same result."""
     policy: PolicySpec
-    """Network and distribution, all defaults written out; without initial parameters."""
+    """Network and distribution, all defaults written out; without initial parameters, and in lists without the
+    arrays of its features."""
     estimators: list[AlgorithmSpec]
     """What is compared, all defaults written out."""
     labels: list[Label]

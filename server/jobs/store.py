@@ -44,6 +44,7 @@ __all__ = [
     "Explainable",
     "Job",
     "LeaseLost",
+    "NotRepeatable",
     "QueueReason",
     "any_expired",
     "any_queued",
@@ -64,6 +65,7 @@ __all__ = [
     "report",
     "request_cancel",
     "without_arrays",
+    "without_feature_arrays",
 ]
 
 HELD_STATUSES = ("running", "pausing", "cancelling")
@@ -86,6 +88,10 @@ assert _NEXT.keys() == set(JOB_STATUSES)
 
 class LeaseLost(Exception):
     """The job is not held with this token any more, so nothing was written."""
+
+
+class NotRepeatable(Exception):
+    """An update cannot be made again, because something that it was made from is gone. The message is for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,7 @@ class Explainable:
 _NAMES: dict[JobKind | None, str] = {None: "job", "training": "training job", "gradient_check": "gradient check"}
 _ARRAYS = ("gradient", "parameter_names", "mean", "values")
 """Fields of a gradient check's result as long as its policy or environment is large; events and lists go without."""
+_FEATURE_ARRAYS = ("values", "low", "high")
 
 
 # --- what clients do -------------------------------------------------------------------------------------------------
@@ -280,7 +287,8 @@ def explainable(session: Session, job_id: str, update: int) -> Explainable:
         update: Number of the policy's update, from 1.
 
     Raises:
-        NotFound: if there is no such job, it has made no such update, or a policy that it read is gone.
+        NotFound: if there is no such job, or it has made no such update.
+        NotRepeatable: if a policy that it read is gone.
     """
     job = get(session, job_id, "training")
     first, last = job.start_updates + 1, job.start_updates + job.updates
@@ -289,15 +297,22 @@ def explainable(session: Session, job_id: str, update: int) -> Explainable:
         raise NotFound(f"This job has made {range_}.")
     assert job.policy_id is not None
     found = checkpoints.state_before(session, job.id, update)
-    policy_bytes = None if found else checkpoints.content_after(session, job.policy_id, job.start_updates)
     behaviour_id = _behaviour_of(job.spec)
+    try:
+        policy_bytes = None if found else checkpoints.content_after(session, job.policy_id, job.start_updates)
+    except NotFound:
+        raise NotRepeatable("the checkpoint from which the job began is gone") from None
+    try:
+        behaviour_bytes = None if behaviour_id is None else checkpoints.content(session, behaviour_id)
+    except NotFound:
+        raise NotRepeatable("the policy that acted was deleted") from None
     return Explainable(
         spec=_whole_spec(session, job),
         start_updates=job.start_updates,
         updates=last,
         policy_bytes=policy_bytes,
         state_bytes=found,
-        behaviour_bytes=None if behaviour_id is None else checkpoints.content(session, behaviour_id),
+        behaviour_bytes=behaviour_bytes,
     )
 
 
@@ -316,6 +331,14 @@ def without_arrays(result: dict[str, Any] | None) -> dict[str, Any] | None:
         {name: None if name in _ARRAYS else value for name, value in each.items()} for each in result["estimators"]
     ]
     return short
+
+
+def without_feature_arrays(policy: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a policy without what is as long as its environment's tables are."""
+    features = policy.get("features")
+    if features is None:
+        return policy
+    return policy | {"features": {name: None if name in _FEATURE_ARRAYS else of for name, of in features.items()}}
 
 
 def queue_reason(session: Session, job: Job) -> QueueReason | None:

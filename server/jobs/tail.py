@@ -459,7 +459,8 @@ OPENAPI: dict[str, Any] = {
                 "A page of events, or a stream of them where `Accept` asks for `text/event-stream`: `id` is `seq`, "
                 "`event` is `type`, `data` is the same object as in a page. The stream replays what lies behind "
                 "`Last-Event-ID` or `after`, goes on with what comes, and ends behind the terminal event; a comment "
-                "every 15 seconds keeps it open. With `follow=false` it ends at the newest event."
+                "every 15 seconds keeps it open. With `follow=false` it ends at the newest event. "
+                "A gradient check has events of its states only: how far it is says its `progress`."
             ),
             "content": {
                 JSON: {

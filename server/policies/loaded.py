@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.checkpoints import store as checkpoints
 from server.database import Database
-from server.errors import NotFound
+from server.errors import FieldError, NotFound
 from server.ids import is_id
 from server.request import invalid
 
@@ -115,19 +115,19 @@ class PolicyCache:
             known = await self._fly(policy_id, lambda: self._read(policy_id))
         checkpoint_id = _checkpoint_id(known.heads, checkpoint)
         if checkpoint_id is None:
-            raise NotFound("no checkpoint of this policy has been evaluated yet, so there is no best one")
+            raise _no_checkpoint("No checkpoint of this policy has been evaluated yet, so there is no best one.")
         loaded = self._loaded.get(checkpoint_id)
         if loaded is None:
             try:
                 loaded = await self._fly(checkpoint_id, lambda: self._load(checkpoint_id))
             except NotFound:
                 if checkpoint == checkpoint_id:
-                    raise
+                    raise _no_checkpoint("This policy has no such checkpoint.") from None
                 # a repeated update has replaced it since it was read which one is the newest
                 self._known.pop(policy_id, None)
                 return await self.find(policy_id, checkpoint)
         if loaded.policy_id != policy_id:
-            raise NotFound("this policy has no such checkpoint")
+            raise _no_checkpoint("This policy has no such checkpoint.")
         return loaded
 
     async def stop(self) -> None:
@@ -201,6 +201,10 @@ class PolicyCache:
 
 
 _REFRESH = "refresh"
+
+
+def _no_checkpoint(message: str) -> NotFound:
+    return NotFound(message, errors=[FieldError("/checkpoint", "not_found", message)])
 
 
 def _checkpoint_id(heads: checkpoints.Heads, checkpoint: str) -> str | None:

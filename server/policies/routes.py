@@ -150,7 +150,12 @@ MOST_NUMBERS = 100_000
 def get_checkpoint_parameters(
     checkpoint_id: Annotated[CheckpointId, Path(description="Id of a checkpoint.")], database: Db
 ) -> CheckpointParameters:
-    """The policy's parameters as numbers; sent as `initial_parameters` they make the same policy again."""
+    """The policy's parameters as numbers, as `initial_parameters` takes them.
+
+    Together with the policy's spec they make the same policy again, unless it normalises observations: a new policy
+    begins with a normaliser that has seen nothing, and these figures, under `buffers`, cannot be given. The content of
+    the checkpoint has everything.
+    """
     with database.read() as session:
         row = checkpoints.get(session, checkpoint_id)
         data = checkpoints.content(session, checkpoint_id)

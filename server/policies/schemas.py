@@ -84,7 +84,7 @@ class Policy(PolicySummary):
 
 
 class CheckpointParameters(Answer):
-    """The numbers that a policy is made of, as `initial_parameters` takes them."""
+    """The numbers that a policy is made of."""
 
     object: Literal["checkpoint_parameters"] = "checkpoint_parameters"
     """Always `checkpoint_parameters`."""
@@ -95,6 +95,7 @@ class CheckpointParameters(Answer):
     updates: int
     """Updates that the policy had had."""
     parameters: dict[str, Any]
-    """Parameters by name, nested lists of numbers."""
+    """Parameters by name, nested lists of numbers, as `initial_parameters` takes them."""
     buffers: dict[str, Any]
-    """Figures of the observation normaliser by name, nested lists of numbers; empty without one."""
+    """Figures of the observation normaliser by name, nested lists of numbers; empty without one. They cannot be given
+    to a new policy."""

@@ -24,6 +24,10 @@ from server.tables import Policy
 __all__ = ["Drawn", "Policy", "check_fits", "create", "delete", "draw", "get", "list_", "spec_of"]
 
 _SPEC: TypeAdapter[PolicySpec] = TypeAdapter(PolicySpec)
+_IN_USE = (
+    "The policy belongs to training jobs or gradient checks, which have to be deleted first, or another policy's job "
+    "reads one of its checkpoints, and holds it until it ends or is cancelled."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +136,7 @@ def delete(session: Session, policy_id: str) -> None:
     try:
         session.execute(delete_from(Policy).where(Policy.id == row.id))
     except IntegrityError as error:
-        raise InUse("Jobs refer to this policy or read one of its checkpoints; delete or cancel them first.") from error
+        raise InUse(_IN_USE) from error
     session.expunge(row)
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pgengine.checking.enumerating import enumerated
 from pgengine.checking.running import _of_enumerated, _of_sampled
 from pgengine.checking.sampling import Sampled, Scores, estimates, play, sample, warmed_up
 from pgengine.checking.subject import Subject, open_subject
+from pgengine.checking.tails import tails_of
 from pgengine.contributions import Rows, moving_sums
 from pgengine.estimation import Estimator, gradient
 from pgengine.evaluation import student_quantile
@@ -171,6 +173,39 @@ def test_where_nothing_moved_nothing_is_told() -> None:
     assert (test.seen, test.worst, test.smallest_detectable) == (False, None, None)
 
 
+@pytest.mark.parametrize("n", [100, 200, 2000])
+def test_with_what_is_known_of_a_rare_event_the_odds_hold(n: int) -> None:
+    """-1, and 499 with odds of 0.002, five times over: expectation 0, skewness 22.3. False alarms at 1e-3.
+
+    Exactly for each coordinate by itself, at the odds of five, summed over all counts of the event.
+    """
+    odds = 0.0
+    for count in range(n + 1):
+        log_chance = (
+            math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+            + count * math.log(0.002) + (n - count) * math.log1p(-0.002)
+        )  # fmt: skip
+        if log_chance > math.log(1e-13):
+            moments = Moments(5)
+            for value, times in ((499.0, count), (-1.0, n - count)):
+                if times:
+                    moments.add(np.full((times, 5), value))
+            test = bias_test(
+                moments, np.zeros(5), false_alarm=1e-3, bounds=np.full(5, 499.0), skewness=np.full(5, 22.3)
+            )
+            odds += 5 * test.seen * math.exp(log_chance)
+    assert odds <= 1e-3
+
+
+def test_of_what_is_skew_and_without_bounds_nothing_is_told() -> None:
+    moments = Moments(2)
+    moments.add(np.random.default_rng(0).normal(size=(2000, 2)))
+    bounds, skewness = np.full(2, math.inf), np.array([0.0, 1e3])
+    test = bias_test(moments, np.array([0.0, 5.0]), false_alarm=1e-6, bounds=bounds, skewness=skewness)
+    assert (test.seen, test.smallest_detectable, test.by_quantile.tolist()) == (False, None, [True, False])
+    assert bias_test(moments, np.array([5.0, 0.0]), false_alarm=1e-6, bounds=bounds, skewness=skewness).seen
+
+
 # --- enumerated -------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +245,7 @@ def test_a_wrong_label_is_contradicted_by_enumeration() -> None:
     subject = subject_of(spec, table_policy(MDP))
     exact = subject.candidates[0].label
     for candidate in subject.candidates[1:]:
-        report = _of_enumerated(replace(candidate, label=exact), enumerated(subject, candidate, 0))
+        report = _of_enumerated(replace(candidate, label=exact), enumerated(subject, candidate, 0), subject.policy, 0)
         assert (report.verdict, report.as_labelled) == ("differs", False)
 
 
@@ -224,13 +259,16 @@ def test_an_unknown_factor_must_be_positive_and_leave_the_direction_alone() -> N
     subject = subject_of(spec, table_policy(random_mdp(1, horizon=2)))
     (candidate,) = subject.candidates
     moments = enumerated(subject, candidate, 0)
-    report = _of_enumerated(candidate, moments)
+    report = _of_enumerated(candidate, moments, subject.policy, 0)
     assert candidate.label.kind == "scaled_unknown"
     assert report.verdict == "agrees"
     assert report.scale is not None
     assert report.scale > 0.0
-    assert _of_enumerated(candidate, replace(moments, mean=-moments.mean)).verdict == "differs"
-    assert _of_enumerated(candidate, replace(moments, mean=moments.mean + 0.1 * np.arange(6))).verdict == "differs"
+    assert _of_enumerated(candidate, replace(moments, mean=-moments.mean), subject.policy, 0).verdict == "differs"
+    assert (
+        _of_enumerated(candidate, replace(moments, mean=moments.mean + 0.1 * np.arange(6)), subject.policy, 0).verdict
+        == "differs"
+    )
 
 
 def test_a_unit_signal_to_noise_ratio_needs_as_many_trajectories_whatever_the_batch() -> None:
@@ -340,13 +378,13 @@ def test_a_known_bias_is_seen() -> None:
     subject = subject_of(spec, policy)
     (candidate,) = subject.candidates
     gathered = last(subject, spec)
-    clean = _of_sampled(candidate, gathered, policy, spec.false_alarm)
+    clean = _of_sampled(candidate, gathered, policy, spec.false_alarm, 0)
     assert (clean.verdict, clean.as_labelled) == ("no_bias_seen", True)
     assert clean.smallest_detectable_bias is not None
     for index in range(4):  # of the terminal state nothing is ever seen
         moved = candidate.gradient.copy()
         moved[index] += 2 * clean.smallest_detectable_bias
-        report = _of_sampled(replace(candidate, gradient=moved), gathered, policy, spec.false_alarm)
+        report = _of_sampled(replace(candidate, gradient=moved), gathered, policy, spec.false_alarm, 0)
         assert (report.verdict, report.as_labelled) == ("bias_seen", False)
         assert report.worst_parameter == f"theta[{index // 2},{index % 2}]"
 
@@ -358,9 +396,9 @@ def test_a_wrong_factor_is_seen() -> None:
     subject = subject_of(spec)
     candidate = subject.candidates[0]
     gathered = last(subject, spec)
-    assert _of_sampled(candidate, gathered, subject.policy, 1e-6).as_labelled
+    assert _of_sampled(candidate, gathered, subject.policy, 1e-6, 0).as_labelled
     wrong = replace(candidate, label=subject.candidates[1].label)
-    assert not _of_sampled(wrong, gathered, subject.policy, 1e-6).as_labelled
+    assert not _of_sampled(wrong, gathered, subject.policy, 1e-6, 0).as_labelled
 
 
 @pytest.mark.slow
@@ -375,12 +413,12 @@ def test_the_direction_of_an_unknown_factor_is_tested() -> None:
     (candidate,) = subject.candidates
     sampled = last(subject, spec)
     assert candidate.label.kind == "scaled_unknown"
-    assert _of_sampled(candidate, sampled, subject.policy, 1e-6).verdict == "no_bias_seen"
+    assert _of_sampled(candidate, sampled, subject.policy, 1e-6, 0).verdict == "no_bias_seen"
     turned = last(replace(subject, candidates=[replace(candidate, gradient=-candidate.gradient)]), spec)
-    assert _of_sampled(candidate, turned, subject.policy, 1e-6).verdict == "bias_seen"
+    assert _of_sampled(candidate, turned, subject.policy, 1e-6, 0).verdict == "bias_seen"
     aside = candidate.gradient + np.array([0.5, 0.0, -0.5, 0.0, 0.0, 0.0])
     off = last(replace(subject, candidates=[replace(candidate, gradient=aside)]), spec)
-    assert _of_sampled(candidate, off, subject.policy, 1e-6).verdict == "bias_seen"
+    assert _of_sampled(candidate, off, subject.policy, 1e-6, 0).verdict == "bias_seen"
 
 
 def test_a_check_is_a_function_of_its_seed() -> None:
@@ -466,6 +504,134 @@ def test_another_policy_can_act() -> None:
         MDP, table_policy(MDP, seed=1), weighted, mode="enumerate", behaviour=table_policy(MDP, seed=2)
     )
     assert report.estimators[0].verdict == "agrees"
+
+
+# --- what samples miss ------------------------------------------------------------------------------------------------
+
+RARE = 1e-5
+HERE, LEFT, RIGHT, OVER = np.eye(4).tolist()
+
+
+def jackpot(*, drawn: bool) -> TabularSpec:
+    """Arm 0 pays 1; arm 1 pays 0, and with odds of 1e-5 a million: by a draw, or by a rare transition."""
+    if drawn:
+        return TabularSpec(
+            transitions=[[OVER, OVER]] * 4,
+            reward_values=[1.0, 0.0, 1e6],
+            reward_probabilities=[[[1.0, 0.0, 0.0], [0.0, 1.0 - RARE, RARE]]] * 4,
+            initial=HERE,
+            terminal=[3],
+            horizon=1,
+        )
+    return TabularSpec(
+        transitions=[[OVER, [0.0, 0.0, RARE, 1.0 - RARE]], *[[OVER, OVER]] * 3],
+        rewards=[[1.0, 0.0], [0.0, 0.0], [1e6, 1e6], [0.0, 0.0]],
+        initial=HERE,
+        terminal=[3],
+        horizon=2,
+    )
+
+
+def doubled_noise() -> TabularSpec:
+    """Half of the episodes begin where rewards are a million or minus that, the others at the two arms."""
+    rare = jackpot(drawn=True)
+    assert rare.reward_probabilities is not None
+    loud = [[0.0, 0.0, 0.5, 0.5]] * 2
+    quiet = [[*row, 0.0] for row in rare.reward_probabilities[0]]
+    return rare.model_copy(
+        update={
+            "reward_values": [1.0, 0.0, 1e6, -1e6],
+            "reward_probabilities": [quiet, loud, quiet, quiet],
+            "initial": [0.5, 0.5, 0.0, 0.0],
+        }
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment", [jackpot(drawn=True), jackpot(drawn=False), doubled_noise()], ids=["drawn", "moved", "loud"]
+)
+def test_what_is_too_rare_to_be_played_accuses_nobody(environment: TabularSpec) -> None:
+    """Null: both estimators are exact, as enumeration proves. 300 batches by 5 seeds, false alarms at 1e-6 each."""
+    algorithms = [estimator(gamma=1.0, **PLAIN), estimator(gamma=1.0)]
+    for seed in range(5):
+        for each in pgengine.check_gradient(environment, None, algorithms, batches=300, seed=seed).estimators:
+            assert (each.verdict, each.as_labelled) == ("no_bias_seen", True)
+            assert each.smallest_detectable_bias is not None
+            assert each.smallest_detectable_bias > each.bias_norm
+
+
+def test_a_rare_action_that_pays_accuses_nobody() -> None:
+    """The policy takes the second arm, which pays a million, in one of 100,000 episodes. 500 batches at 1e-6."""
+    policy = {"kind": "linear", "initial_parameters": {"theta": [[0.0, math.log(RARE)]] * 2}}
+    for baseline in ({"kind": "none"}, {"kind": "linear_value"}):
+        report = pgengine.check_gradient(
+            bandit(1.0, 1e6), policy, estimator(baseline=baseline), batches=500  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert report.estimators[0].verdict == "no_bias_seen"
+        # what a value baseline subtracts has no bound, so of that one nothing is told
+        known = report.estimators[0].smallest_detectable_bias
+        assert (known is None) == (baseline["kind"] == "linear_value")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trajectories": 1, **PLAIN},
+        {"trajectories": 2},
+        {"trajectories": 2, "mean_over": "own_steps"},
+        {"trajectories": 2, "entropy": {"coefficient": 0.7}},
+        {"trajectories": 2, "credit": "total_return", "baseline": {"kind": "constant", "value": 3.0}},
+        {"trajectories": 2, "importance": {"kind": "trajectory", "behaviour": {"kind": "mixture", "epsilon": 0.5}}},
+    ],
+    ids=str,
+)
+def test_no_estimate_is_larger_than_its_bound(settings: dict[str, object]) -> None:
+    """All estimates of 2,000 trajectories, and the bound is not absurdly large: within a factor of 100."""
+    spec = GradientCheckSpec(environment=MDP, estimators=[estimator(**settings)])
+    subject = subject_of(spec, table_policy(MDP))
+    (candidate,) = subject.candidates
+    scores = Scores(subject)
+    tails = tails_of(subject, candidate, *scores.of_pairs())
+    assert tails is not None
+    batch = play(subject.environment, subject.actor(candidate.algorithm), 0, 1, 2000, 1.0)
+    used = Estimator(candidate.algorithm, subject.environment.facts, seed=0)
+    largest = np.abs(estimates(used, subject.policy, batch, scores)).max(axis=0)
+    assert np.all(largest <= tails.bounds + 1e-12)
+    assert tails.bounds.max() <= 100 * largest.max()
+
+
+def test_the_skewness_of_one_step_is_that_of_its_advantage() -> None:
+    """One state, two equally likely arms: scores are 1/2 in size, surprises are what each arm pays, less the mean."""
+    environment = jackpot(drawn=True)
+    subject = subject_of(GradientCheckSpec(environment=environment, estimators=[estimator(gamma=1.0, **PLAIN)]))
+    tails = tails_of(subject, subject.candidates[0], *Scores(subject).of_pairs())
+    assert tails is not None
+    mean = 0.5 + 0.5 * RARE * 1e6
+    pays, odds = np.array([1.0, 0.0, 1e6]), np.array([0.5, 0.5 * (1 - RARE), 0.5 * RARE])
+    second, third = (odds @ np.abs(pays - mean) ** k for k in (2, 3))
+    assert tails.skewness[:2] == pytest.approx(third / second**1.5, rel=1e-9)
+    assert tails.skewness[2:] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("mode", ["sample", "enumerate"])
+@pytest.mark.parametrize("size", [1e160, 1e300])
+def test_figures_beyond_every_float_end_a_check(mode: Literal["sample", "enumerate"], size: float) -> None:
+    with pytest.raises(pgengine.DivergedError):
+        pgengine.check_gradient(bandit(size, -size), None, estimator(), mode=mode, batches=20)
+
+
+def test_estimates_that_run_away_end_a_check() -> None:
+    """Parameters that move within an episode, by an entropy that is worth a million."""
+    runaway = estimator(
+        trajectories=1,
+        within_episode="moving",
+        entropy={"coefficient": 1e6},
+        optimizer={"kind": "sgd", "learning_rate": 1.0},
+        **PLAIN,
+    )
+    with pytest.raises(pgengine.DivergedError):
+        pgengine.check_gradient(LQR, GAINS, runaway, batches=20)
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

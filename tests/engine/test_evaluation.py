@@ -51,3 +51,21 @@ def test_more_episodes_than_one_wave_are_all_played() -> None:
 def test_a_policy_of_another_environment_is_refused() -> None:
     with pytest.raises(pgengine.SpecError, match="observation space"):
         pgengine.evaluate(table_policy(random_mdp(0)), CARTPOLE)
+
+
+def test_episodes_that_may_never_end_are_refused_unless_the_discount_ends_them() -> None:
+    """One action stays for ever, so that the mode of this policy would never end."""
+    spec = pgengine.TabularSpec(
+        transitions=[[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0]] * 2],
+        rewards=[[1.0, 0.0], [0.0, 0.0]],
+        initial=[1.0, 0.0],
+        terminal=[1],
+    )
+    policy = pgengine.LinearPolicySpec(initial_parameters={"theta": [[1.0, 0.0], [0.0, 0.0]]})
+    made = pgengine.create_policy(policy, spec, pgengine.describe(spec), seed=0)
+    for environment in (spec, pgengine.open_environment(spec)):
+        with pytest.raises(pgengine.SpecError) as error:
+            pgengine.evaluate(made, environment)
+        assert (error.value.pointer, error.value.code) == ("/horizon", "no_certain_end")
+    result = pgengine.evaluate(made, spec, episodes=20, survival=0.5)
+    assert result.deterministic_mean_return is not None

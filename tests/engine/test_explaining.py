@@ -8,8 +8,8 @@ import pytest
 
 import pgengine
 from pgengine.contributions import Rows, contributions
-from pgengine.spec import StopSpec, TrainingSpec
-from tests.engine.worlds import CARTPOLE, PENDULUM, random_mdp, table_policy
+from pgengine.spec import LinearPolicySpec, LqrSpec, StopSpec, TrainingSpec
+from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, random_mdp, table_policy
 
 MDP = random_mdp(0, horizon=4)
 SGD = {"kind": "sgd", "learning_rate": 0.5}
@@ -259,6 +259,34 @@ def test_an_episode_that_does_not_exist_is_refused() -> None:
     with pytest.raises(pgengine.SpecError) as refused:
         pgengine.explain(RUNS["adam"], 1, first_episode=4)
     assert (refused.value.pointer, refused.value.code) == ("/first_episode", "no_such_episode")
+
+
+@pytest.mark.parametrize("asked", [{"episodes": 0}, {"episodes": -3}, {"max_steps": 0}])
+def test_nothing_to_show_is_refused(asked: dict[str, int]) -> None:
+    with pytest.raises(pgengine.SpecError) as refused:
+        pgengine.explain(RUNS["adam"], 1, **asked)  # type: ignore[arg-type]
+    assert (refused.value.pointer, refused.value.code) == (f"/{next(iter(asked))}", "greater_than_equal")
+
+
+def test_an_exact_figure_beyond_every_float_is_left_out() -> None:
+    """Rewards of 1e300: weights over their deviation are of size 1, the exact gradient's norm fits in no float."""
+    worked = pgengine.explain(run(bandit(1e300, -1e300), trajectories=2, standardise="batch"), 1)
+    assert worked.exact_gradient_norm is None
+    assert worked.estimate_norm < 10.0
+
+
+def test_figures_beyond_every_float_raise() -> None:
+    """Rewards of 1e300 end the run; a density without end ends the explanation of a batch that no step was made of."""
+    with pytest.raises(pgengine.DivergedError):
+        pgengine.explain(run(bandit(1e300, -1e300), optimizer=SGD), 1)
+    lqr = LqrSpec(
+        dynamics=[[0.9]], control=[[1.0]], state_cost=[[1.0]], action_cost=[[0.1]], initial_mean=[1.0], horizon=3
+    )
+    acts = pgengine.create_policy(LinearPolicySpec(), lqr, pgengine.describe(lqr), seed=0)
+    narrow = {"kind": "linear", "initial_parameters": {"log_sigma": [-1000.0]}}
+    spec = run(lqr, narrow, importance={"kind": "trajectory", "behaviour": {"kind": "policy"}})
+    with pytest.raises(pgengine.DivergedError):
+        pgengine.explain(spec, 1, behaviour=acts)
 
 
 def test_an_explanation_survives_json() -> None:

@@ -7,7 +7,7 @@ import pytest
 import pgengine
 from pgengine.labels import Label, ReasonCode
 from pgengine.spaces import BoxSpace, MultiDiscreteSpace
-from pgengine.spec import TrainingSpec
+from pgengine.spec import TabularSpec, TrainingSpec
 from tests.engine.worlds import CARTPOLE, PENDULUM, small_mdp
 
 VARYING = pgengine.describe(CARTPOLE)
@@ -149,6 +149,26 @@ def test_a_label_that_was_stored_before_objectives_had_entropy_is_still_read() -
     for later in ("entropy", "discount"):
         del stored["objective"][later]
     assert Label.model_validate(stored) == label()
+
+
+def test_episodes_of_an_mdp_without_a_horizon_are_not_said_to_be_cut() -> None:
+    """It ends by itself with probability 1/2 after each step, and nothing else is part of the task."""
+    spec = TabularSpec(
+        transitions=[[[0.5, 0.5]] * 2, [[0.0, 1.0]] * 2],
+        rewards=[[1.0, 0.0], [0.0, 0.0]],
+        initial=[1.0, 0.0],
+        terminal=[1],
+    )
+    facts = pgengine.describe(spec)
+    for algorithm in ({}, {"gamma": 0.9, "discount": "termination"}):
+        asked = TrainingSpec.model_validate({"environment": spec, "algorithm": algorithm})
+        found = pgengine.label(pgengine.resolve(asked, facts), facts)
+        assert (found.kind, codes(found)) == ("exact", [])
+        assert found.objective.text.endswith(" until the episode ends by itself")
+    bootstrap = {"horizon": "bootstrap", "baseline": {"kind": "neural_value"}}
+    asked = TrainingSpec.model_validate({"environment": spec, "algorithm": bootstrap})
+    found = pgengine.label(pgengine.resolve(asked, facts), facts)
+    assert (found.kind, codes(found)) == ("exact", ["given_the_past"])
 
 
 def test_a_tabular_horizon_is_named() -> None:

@@ -19,6 +19,8 @@ from torch.distributions import (
     Distribution,
     Exponential,
     Gamma,
+    Gumbel,
+    HalfNormal,
     Independent,
     Laplace,
     MixtureSameFamily,
@@ -26,7 +28,18 @@ from torch.distributions import (
     Normal,
     Pareto,
     Poisson,
+    TransformedDistribution,
     Uniform,
+    Weibull,
+)
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    PowerTransform,
+    SigmoidTransform,
+    TanhTransform,
+    Transform,
 )
 
 from pgengine import score_function
@@ -432,6 +445,62 @@ def test_what_cannot_be_right_is_refused_with_the_way_out() -> None:
         lambda p: Bernoulli(p["theta"] * 0.5), f, one, n=4, seed=0
     )
     assert code(discrete) == ("/distribution", "no_pathwise")
+
+
+MOVING = {
+    "scaled": lambda t: transformed(Uniform(0.0, 1.0), AffineTransform(0.0, t)),
+    "shifted": lambda t: transformed(Uniform(0.0, 1.0), AffineTransform(t, 1.0)),
+    "shifted half-line": lambda t: transformed(Exponential(1.0), AffineTransform(t, 1.0)),
+    "inside others": lambda t: transformed(
+        Uniform(0.0, 1.0), ExpTransform(), ComposeTransform([AffineTransform(0, t)])
+    ),
+    "base": lambda t: transformed(Uniform(0.0, t), ExpTransform()),
+    "nested": lambda t: transformed(transformed(Uniform(0.0, 1.0), AffineTransform(t, 1.0)), ExpTransform()),
+    "independent": lambda t: Independent(transformed(Uniform(torch.zeros(2), 1.0), AffineTransform(0.0, t)), 1),
+    "of independent": lambda t: transformed(
+        Independent(Uniform(torch.zeros(2), 1.0), 1), AffineTransform(0.0, t, event_dim=1)
+    ),
+    "inverse": lambda t: transformed(
+        Independent(Uniform(torch.zeros(2), 1.0), 1), AffineTransform(0.0, t, event_dim=1).inv
+    ),
+    "discrete": lambda t: transformed(Bernoulli(0.5), AffineTransform(0.0, t)),
+}
+STANDING = {
+    "real": lambda t: transformed(Normal(0.0, 1.0), AffineTransform(t, t)),
+    "log-normal": lambda t: transformed(Normal(t, 1.0), ExpTransform()),
+    "scaled half-line": lambda t: transformed(Exponential(1.0), AffineTransform(0.0, t)),
+    "logistic": lambda t: transformed(Uniform(0.0, 1.0), SigmoidTransform().inv, AffineTransform(t, t)),
+    "constants": lambda t: transformed(Uniform(0.0, 1.0), AffineTransform(1.0, 2.0)),
+    "base only": lambda t: transformed(Beta(t, 1.0), AffineTransform(1.0, 2.0)),
+    "power": lambda t: transformed(Exponential(1.0), PowerTransform(t)),
+    "squashed": lambda t: transformed(Normal(t, 1.0), TanhTransform()),
+    "gumbel": lambda t: Gumbel(t, t),
+    "weibull": lambda t: Weibull(t, t),
+    "half-normal": lambda t: HalfNormal(t),
+}
+
+
+def transformed(base: Distribution, *transforms: Transform) -> Distribution:
+    return TransformedDistribution(base, list(transforms))
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_support_that_moves_inside_a_transformation_is_refused(name: str) -> None:
+    theta = {"theta": torch.tensor(0.7)}
+    x = draw_samples(MOVING[name](theta["theta"]), 4, seed=0)
+    make = lambda p: MOVING[name](p["theta"])  # noqa: E731
+    with pytest.raises(SpecError) as refused:
+        score_function_gradient(make, lambda x, p: x.reshape(len(x), -1).sum(-1), theta, x)
+    assert (refused.value.pointer, refused.value.code) == ("/distribution", "support_moves")
+
+
+@pytest.mark.parametrize("name", STANDING)
+def test_a_transformation_that_moves_no_bound_is_not_refused(name: str) -> None:
+    theta = {"theta": torch.tensor(0.7)}
+    x = draw_samples(STANDING[name](theta["theta"]), 4, seed=0)
+    make = lambda p: STANDING[name](p["theta"])  # noqa: E731
+    found = score_function_gradient(make, lambda x, p: x, theta, x)
+    assert torch.isfinite(found.gradient["theta"])
 
 
 def test_the_gradient_that_a_moving_support_would_give_is_wrong() -> None:

@@ -184,12 +184,39 @@ def test_without_a_horizon_nothing_limits_an_episode() -> None:
     mdp = TabularMDP(corridor(horizon=None))
     assert mdp.horizon is None
     assert (mdp.facts.limit_from, mdp.facts.max_episode_steps) == ("none", 1_000_000)
-    assert (mdp.facts.fixed_steps, mdp.facts.limit_cuts, mdp.facts.ends_for_certain) == (None, True, False)
+    assert (mdp.facts.fixed_steps, mdp.facts.limit_cuts, mdp.facts.ends_for_certain) == (None, False, False)
     mdp.begin(np.zeros(1, dtype=np.uint64))
     for _ in range(2_000):
         step = mdp.step(np.array([0]), np.array([[0.5]]))
         assert not step.terminated.any()
         assert not step.truncated.any()
+
+
+def test_an_episode_that_nothing_limits_fails_and_is_not_cut() -> None:
+    mdp, left, noise = TabularMDP(corridor(horizon=None)), np.array([0]), np.array([[0.5]])
+    mdp.begin(np.zeros(1, dtype=np.uint64))
+    mdp._steps = 999_998  # as if they had been played, which takes a minute under the checks of types
+    step = mdp.step(left, noise)
+    assert not step.terminated.any()
+    assert not step.truncated.any()
+    with pytest.raises(pgengine.EnvironmentFailure, match="no end within 1,000,000 steps; declare a horizon"):
+        mdp.step(left, noise)
+
+
+def test_an_end_in_the_last_step_is_an_end() -> None:
+    mdp, noise = TabularMDP(corridor(horizon=None)), np.array([[0.5]])
+    mdp.begin(np.zeros(1, dtype=np.uint64))
+    mdp._steps = 999_997
+    steps = [mdp.step(np.array([a]), noise) for a in (1, 0, 1)]
+    assert steps[-1].terminated.all()
+
+
+def test_only_a_horizon_cuts() -> None:
+    """The same MDP with a horizon of as many steps is cut, and says so."""
+    facts = pgengine.describe(corridor(horizon=1_000_000))
+    assert (facts.limit_from, facts.max_episode_steps, facts.limit_cuts) == ("horizon", 1_000_000, True)
+    assert not endless().limit_cuts
+    assert not endless(terminal=[]).limit_cuts
 
 
 def test_an_end_that_comes_whoever_acts_is_known() -> None:

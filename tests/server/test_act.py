@@ -381,6 +381,7 @@ def test_no_best_checkpoint_before_an_evaluation(sqlite_database: Database) -> N
         async with asking(sqlite_database) as client:
             problem = await refused(client, policy_id, {"observation": UPRIGHT, "checkpoint": "best"}, 404)
             assert "evaluated" in problem["detail"]
+            assert [error["pointer"] for error in problem["errors"]] == ["/checkpoint"]
 
     asyncio.run(run())
 
@@ -394,9 +395,11 @@ def test_unknown_and_foreign_ids(sqlite_database: Database) -> None:
             assert (await refused(client, f"pol_{nobody}", {"observation": UPRIGHT}, 404))["code"] == "not_found"
             foreign = {"observation": UPRIGHT, "checkpoint": head_of(sqlite_database, other)}
             for _ in range(2):  # read from the database, then from memory
-                await refused(client, mine, foreign, 404)
+                problem = await refused(client, mine, foreign, 404)
+                assert [error["pointer"] for error in problem["errors"]] == ["/checkpoint"]
                 await ask(client, other, **foreign)
-            await refused(client, mine, {"observation": UPRIGHT, "checkpoint": f"ckpt_{nobody}"}, 404)
+            problem = await refused(client, mine, {"observation": UPRIGHT, "checkpoint": f"ckpt_{nobody}"}, 404)
+            assert [error["pointer"] for error in problem["errors"]] == ["/checkpoint"]
             problem = await refused(client, "pol_1", {"observation": UPRIGHT})
             assert problem["errors"][0] == {
                 "pointer": "/policy_id",

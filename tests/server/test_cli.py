@@ -295,3 +295,21 @@ def test_an_ipv6_address(start: Any) -> None:
     assert url.startswith("http://[::1]:")
     assert httpx.get(f"{url}/readyz").status_code == 200
     assert server.end() == 0
+
+
+@slow
+def test_the_server_asks_the_engine_for_checks_and_explanations(start: Any) -> None:
+    server = start("serve", PGENGINE_PORT="0", PGENGINE_NO_AUTH="1")
+    url = server.wait_for(r"^API +(\S+)")[1]
+    bandit = {"kind": "gymnasium", "id": "pgengine/Bandit-v0"}
+    check = httpx.post(f"{url}/v1/gradient-checks", json={"environment": bandit, "batches": 8}, timeout=60)
+    assert check.status_code == 201, check.text
+    job = _post_job(url, {}, updates=1)
+    assert [data["status"] for kind, data in _event_types(url, {}, job["id"]) if kind == "status"][-1] == "succeeded"
+    explained = httpx.get(f"{url}/v1/training-jobs/{job['id']}/updates/1?episodes=1", timeout=60)
+    assert explained.status_code == 200, explained.text
+    path = f"{url}/v1/gradient-checks/{check.json()['id']}"
+    # a stream ends with the check
+    httpx.get(f"{path}/events", headers={"accept": "text/event-stream"}, timeout=60)
+    assert httpx.get(path).json()["status"] == "succeeded"
+    assert server.end() == 0

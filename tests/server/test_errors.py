@@ -1,5 +1,7 @@
+import ast
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,12 +9,31 @@ import pytest
 from server import errors
 from server.errors import ApiError, Conflict, FieldError, InvalidRequest, error_types, problem
 
-PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "errors.md"
 
 
 def test_every_code_is_documented_with_its_status_and_meaning() -> None:
     documented = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and line[2].isdigit()]
     assert documented == [f"| {e.status} | `{e.code}` | {inspect.getdoc(e)} |" for e in error_types()]
+
+
+def field_codes() -> Iterator[str]:
+    """Codes of fields as they stand in the code: the second argument of what makes such an error."""
+    for path in sorted((ROOT / "server").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1:
+                code = node.args[1]
+                made = node.func.id in ("invalid", "FieldError", "SpecError")
+                if made and isinstance(code, ast.Constant) and isinstance(code.value, str):
+                    yield code.value
+
+
+def test_every_code_of_a_field_is_documented() -> None:
+    page = PAGE.read_text()
+    codes = set(field_codes())
+    assert len(codes) > 20
+    assert sorted(code for code in codes if f"`{code}`" not in page) == []
 
 
 def test_codes_are_unique_public_and_drawn_at_the_head() -> None:

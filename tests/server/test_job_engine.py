@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from pgengine.errors import SpecError
 from server.errors import InternalError, TooManyRequests, Unavailable
@@ -32,7 +33,8 @@ def asked(scenario: Callable[[Engine], Coroutine[Any, Any, None]], **settings: A
     async def run() -> None:
         await scenario(Engine(Settings(threads=1, **settings)))
 
-    asyncio.run(run())
+    # the loop that uvicorn runs the server on
+    uvloop.run(run())
 
 
 def test_an_answer_and_a_refusal() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
 from server.app import Application, create_app
 from server.database import Database
@@ -66,7 +67,8 @@ class Api:
 @contextmanager
 def serving(settings: Settings, database: Database) -> Iterator[Api]:
     """The application with its lifespan."""
-    loop = asyncio.new_event_loop()
+    # the loop that uvicorn runs the server on: it differs from asyncio's own in what it takes
+    loop = uvloop.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
 

@@ -28,6 +28,14 @@ BANDIT: dict[str, Any] = {
     "horizon": 1,
 }
 CARTPOLE = {"kind": "gymnasium", "id": "CartPole-v1"}
+LQR = {
+    "kind": "lqr",
+    "dynamics": [[1.0]],
+    "control": [[1.0]],
+    "state_cost": [[1.0]],
+    "action_cost": [[1.0]],
+    "horizon": 3,
+}
 ENUMERATED = {
     "environment": BANDIT,
     "estimators": [
@@ -240,3 +248,35 @@ def test_no_more_questions_are_asked_than_the_operator_allows(
         problem(response, 503, "took_too_long")
         assert response.headers["x-should-retry"] == "false"
         assert api.get(CHECKS).json()["data"] == []
+
+
+REFUSED_AT_ONCE = [
+    ({"environment": CARTPOLE}, "/environment", "exact_needs_a_model"),
+    ({"policy": {"kind": "transformer"}}, "/policy", "exact_needs_no_memory"),
+    ({"estimators": [{}, {"trajectories": 1}]}, "/estimators/1/baseline", "baseline_needs_trajectories"),
+    ({"environment": LQR, "policy": {"kind": "linear"}, "mode": "enumerate"}, "/mode", "enumerate_needs_a_finite_mdp"),
+    (
+        {"estimators": [{"baseline": {"kind": "linear_value", "fit": "before"}}], "mode": "enumerate"},
+        "/estimators/0/baseline",
+        "baseline_not_enumerable",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "pointer", "code"), REFUSED_AT_ONCE)
+def test_what_needs_no_torch_is_refused_without_asking_the_engine(
+    serve: Any, sqlite_database: Database, problem: Callable[..., Any], changes: Any, pointer: str, code: str
+) -> None:
+    # no program answers within so short a time
+    with serve(Settings(explain_seconds=0.01), sqlite_database) as api:
+        problem(api.post(CHECKS, {"environment": BANDIT} | changes), 422, "invalid_request", (pointer, code))
+
+
+def test_a_list_of_checks_has_no_arrays(api: Any) -> None:
+    values = [[[1.0], [-1.0]], [[0.0], [0.0]]]
+    features = {"kind": "table", "values": values}
+    check = api.created(CHECKS, {"environment": BANDIT, "policy": {"kind": "linear", "features": features}})
+    assert check["policy"]["features"] == features
+    (listed,) = api.get(CHECKS).json()["data"]
+    assert listed["policy"]["features"] == features | {"values": None}
+    assert listed | {"policy": None} == check | {"policy": None}

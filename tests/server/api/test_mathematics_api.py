@@ -117,6 +117,9 @@ def test_the_engines_own_ids_stand_beside_gymnasiums(api: Any, problem: Callable
     api.created("/v1/environments", TMAZE | {"arguments": {"length": 3}})
     response = api.post("/v1/environments", TMAZE | {"arguments": {"width": 3}})
     problem(response, 422, "invalid_request", ("/arguments/width", "unknown_argument"))
+    response = api.post("/v1/environments", TMAZE | {"arguments": {"length": 51}})
+    told = problem(response, 422, "invalid_request", ("/arguments", "environment_not_made"))
+    assert "expected a length from 1 to 50" in told["errors"][0]["message"]
 
 
 def test_an_environment_that_an_earlier_version_has_kept_is_found_out_again(api: Any) -> None:
@@ -160,6 +163,24 @@ def test_every_kind_of_policy_is_kept_and_its_numbers_read_back(
     again = policy | {"initial_parameters": numbers["parameters"]}
     copy = any_api.created("/v1/policies", {"environment": environment, "policy": again, "seed": 6})
     assert any_api.get(f"/v1/checkpoints/{copy['checkpoint_id']}/content").content == content
+
+
+def test_the_figures_of_a_normaliser_are_in_the_content_alone(api: Any) -> None:
+    policy = {"kind": "linear", "normalise_observations": True}
+    stop = {"updates": 1, "target_return": None}
+    brief = {"episodes": 2, "deterministic_episodes": 0}
+    body = {"environment": CARTPOLE, "policy": policy, "stop": stop, "evaluation": brief, "seed": 0}
+    job = api.created(JOBS, body)
+    worked(api.database)
+    trained = api.get(f"/v1/policies/{job['policy_id']}").json()["checkpoint_id"]
+    numbers = api.get(f"/v1/checkpoints/{trained}/parameters").json()
+    again = policy | {"initial_parameters": numbers["parameters"]}
+    copy = api.created("/v1/policies", {"environment": CARTPOLE, "policy": again})
+    copied = api.get(f"/v1/checkpoints/{copy['checkpoint_id']}/parameters").json()
+    assert copied["parameters"] == numbers["parameters"]
+    assert copied["buffers"] != numbers["buffers"]
+    told = api.get("/openapi.json").json()["paths"]["/v1/checkpoints/{checkpoint_id}/parameters"]["get"]["description"]
+    assert "unless it normalises observations" in told
 
 
 def test_a_large_policy_is_read_from_its_content(api: Any, problem: Callable[..., Any]) -> None:
@@ -344,6 +365,46 @@ def test_a_behaviour_that_is_none_is_refused(api: Any, problem: Callable[..., An
     other = api.created("/v1/policies", {"environment": CARTPOLE})
     problem(api.post(JOBS, acted_by(other["id"])), 422, "invalid_request", (where, "policy_does_not_fit"))
     assert api.get(JOBS).json()["data"] == []
+
+
+def test_a_behaviour_too_narrow_for_the_ratio_is_refused_before_anything_is_queued(
+    api: Any, problem: Callable[..., Any]
+) -> None:
+    def gaussian(sigma: float) -> dict[str, Any]:
+        return {"kind": "linear", "distribution": {"kind": "gaussian", "sigma": "fixed", "initial_sigma": sigma}}
+
+    def body(actor: str, policy: Any, **importance: Any) -> dict[str, Any]:
+        behaviour = {"kind": "policy", "id": actor}
+        return acted_by(
+            None,
+            environment=LQR,
+            policy=policy,
+            algorithm={"importance": {"kind": "per_decision", "behaviour": behaviour, **importance}},
+        )
+
+    narrow, wide = (
+        api.created("/v1/policies", {"environment": LQR, "policy": gaussian(sigma)})["id"] for sigma in (0.5, 1.0)
+    )
+    where = ("/algorithm/importance/behaviour", "ratio_variance_unbounded")
+    for policy in (gaussian(1.0), wide):
+        for query in ("", "?validate_only=true"):
+            problem(api.post(f"{JOBS}{query}", body(narrow, policy)), 422, "invalid_request", where)
+        # a clip bounds the ratio
+        assert api.post(f"{JOBS}?validate_only=true", body(narrow, policy, clip=2.0)).status_code == 200
+    assert api.get(JOBS).json()["data"] == []
+    api.created(JOBS, body(wide, gaussian(0.5)))
+
+
+def test_an_update_whose_behaviour_was_deleted_cannot_be_repeated(any_api: Any, problem: Callable[..., Any]) -> None:
+    actor = any_api.created("/v1/policies", {"environment": CHAIN, "policy": {"kind": "linear"}, "seed": 1})
+    job = any_api.created(JOBS, acted_by(actor["id"]))
+    told = problem(any_api.delete(f"/v1/policies/{actor['id']}"), 409, "in_use")
+    assert "until it ends or is cancelled" in told["detail"]
+    worked(any_api.database)
+    assert any_api.delete(f"/v1/policies/{actor['id']}").status_code == 204
+    response = any_api.get(f"{JOBS}/{job['id']}/updates/1")
+    told = problem(response, 422, "invalid_request", ("/update", "cannot_be_repeated"))
+    assert "the policy that acted was deleted" in told["errors"][0]["message"]
 
 
 # --- updates explained
