@@ -26,7 +26,7 @@ from pgengine.spec import (
     NeuralValueBaselineSpec,
 )
 
-__all__ = ["Baseline", "open_baseline"]
+__all__ = ["Baseline", "ValueBaseline", "open_baseline"]
 
 STEPS_TO_ONE = 100.0  # environment steps after which the time as a feature is 1
 LARGEST_FEATURE = 10.0
@@ -40,10 +40,6 @@ class Baseline(Protocol):
         """The baseline of each row. It looks at the batch's own credit where its spec says so."""
         ...
 
-    def final_values(self, batch: Batch) -> Float[np.ndarray, "K"]:
-        """What it says of the last observation of each episode."""
-        ...
-
     def fit(self, batch: Batch, credit: Float[np.ndarray, "B"]) -> None:
         """Learns from a batch, after its gradient was taken."""
         ...
@@ -54,6 +50,15 @@ class Baseline(Protocol):
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Puts back what `arrays` gave."""
+        ...
+
+
+@runtime_checkable
+class ValueBaseline(Baseline, Protocol):
+    """A baseline that says what an observation is worth."""
+
+    def final_values(self, batch: Batch) -> Float[np.ndarray, "K"]:
+        """What it says of the last observation of each episode."""
         ...
 
 
@@ -91,9 +96,6 @@ class _MovingAverage:
         time = np.zeros(len(credit), dtype=np.int64) if self._per_trajectory else _time(batch.offsets)
         rows: np.ndarray = np.append(average, 0.0)[np.minimum(time, len(average))]
         return rows
-
-    def final_values(self, batch: Batch) -> Float[np.ndarray, "K"]:
-        raise NotImplementedError("a moving average says nothing of an observation; resolve has refused this")
 
     def fit(self, batch: Batch, credit: Float[np.ndarray, "B"]) -> None:
         self._average = self._with(batch, credit)

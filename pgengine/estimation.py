@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pgengine.baselines import Baseline, open_baseline
+from pgengine.baselines import Baseline, ValueBaseline, open_baseline
 from pgengine.environments import EnvironmentFacts
 from pgengine.estimators import BatchRows, StepWeights, step_weights
 from pgengine.policies import Policy
@@ -86,7 +86,7 @@ class Estimator:
         """The rewards; with a bootstrap, the last one of a cut episode and what its last observation promises."""
         if self.algorithm.horizon == "episode" or not batch.truncated.any():
             return batch.rewards
-        assert self._baseline is not None, "resolve has refused this"
+        assert isinstance(self._baseline, ValueBaseline), "resolve has refused others"
         rewards = batch.rewards.copy()
         # where episodes end by the discount, only survivors are cut: they have paid for going on already
         promised = self.algorithm.credit_gamma * self._baseline.final_values(batch)

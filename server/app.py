@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any, cast
 
 import anyio.to_thread
@@ -65,7 +66,7 @@ class Application(Gate):
         fastapi: The application behind the gate.
     """
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, clock: Callable[[], float] = monotonic) -> None:
         """Builds all parts; nothing runs before the lifespan begins."""
         metrics = Metrics(__version__)
         self._tail = Tail(
@@ -88,6 +89,7 @@ class Application(Gate):
             metrics=metrics,
             verify=upkeep.verify,
             anyone=keys.ANYBODY if settings.no_auth else None,
+            clock=clock,
         )
 
     def stop(self) -> None:
@@ -99,14 +101,15 @@ class Application(Gate):
         self._engine.close()
 
 
-def create_app(settings: Settings, database: Database) -> Application:
+def create_app(settings: Settings, database: Database, *, clock: Callable[[], float] = monotonic) -> Application:
     """The application of one server.
 
     Args:
         settings: Its settings.
         database: Its database, migrated.
+        clock: Seconds that only rise, by which known keys grow old.
     """
-    return Application(settings, database)
+    return Application(settings, database, clock)
 
 
 # --- what runs beside the requests ------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ class Gate:
         metrics: Counts and times requests.
         verify: The caller whose secret this is, or None; asked in a thread, at most every 5 seconds for one secret.
         anyone: The caller of every request when no keys are asked for.
+        clock: Seconds that only rise, by which known keys grow old.
     """
 
     def __init__(
@@ -113,13 +114,14 @@ class Gate:
         metrics: Metrics,
         verify: Callable[[str], Caller | None],
         anyone: Caller | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._app = app
         self._act = act
         self._metrics = metrics
         self._max_body = settings.max_body_bytes
         self._anyone = anyone
-        self._keys = _Keys(verify)
+        self._keys = _Keys(verify, clock)
         self._hosts = _Hosts(settings)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
 
@@ -255,8 +257,9 @@ class _Exchange:
 class _Keys:
     """Callers by their secret, remembered for a few seconds. Only hashes of secrets are kept."""
 
-    def __init__(self, verify: Callable[[str], Caller | None]) -> None:
+    def __init__(self, verify: Callable[[str], Caller | None], clock: Callable[[], float]) -> None:
         self._verify = verify
+        self._clock = clock
         self._known: dict[bytes, tuple[Caller, float]] = {}
 
     async def caller(self, authorization: bytes | None) -> Caller:
@@ -264,9 +267,9 @@ class _Keys:
             raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")
         digest = sha256(authorization).digest()
         known = self._known.get(digest)
-        if known is not None and monotonic() < known[1]:
+        if known is not None and self._clock() < known[1]:
             return known[0]
-        asked_at = monotonic()
+        asked_at = self._clock()
         scheme, _, secret = authorization.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")

@@ -26,7 +26,7 @@ from server.jobs.routes import named_or_drawn
 from server.jobs.schemas import CheckProgress, GradientCheckCreate, GradientCheckJob, GradientCheckQuery, QueueReason
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
-from server.pages import LARGEST_PAGE, Page
+from server.pages import Page
 from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, written
 from server.settings import Settings
 
@@ -225,9 +225,9 @@ def list_gradient_check_events(
     request: Request,
     check_id: Id,
     database: Db,
-    after: Annotated[str | None, Query(description="Begin behind the event with this `seq`.", examples=["0"])] = None,
-    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")] = 100,
-    follow: Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")] = True,
+    after: tail.After = None,
+    limit: tail.PageSize = 100,
+    follow: tail.Follow = True,
 ) -> Response:
     """Oldest first: a JSON page, or Server-Sent Events where Accept asks for `text/event-stream`."""
     follower = cast(tail.Tail, request.app.state.tail)

@@ -42,7 +42,7 @@ from server.jobs.schemas import (
 )
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
-from server.pages import LARGEST_PAGE, Page, PageQuery
+from server.pages import Page, PageQuery
 from server.policies import store as policies
 from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, negotiated, written
 from server.settings import Settings
@@ -411,9 +411,9 @@ def list_training_job_events(
     request: Request,
     job_id: Id,
     database: Db,
-    after: Annotated[str | None, Query(description="Begin behind the event with this `seq`.", examples=["0"])] = None,
-    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")] = 100,
-    follow: Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")] = True,
+    after: tail.After = None,
+    limit: tail.PageSize = 100,
+    follow: tail.Follow = True,
 ) -> Response:
     """Oldest first: a JSON page, or Server-Sent Events where Accept asks for `text/event-stream`.
 

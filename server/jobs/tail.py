@@ -13,10 +13,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
@@ -27,9 +27,15 @@ from server.errors import NotFound, TooManyRequests, Unavailable
 from server.jobs import history
 from server.jobs.reports import JobKind
 from server.metrics import Metrics
+from server.pages import LARGEST_PAGE
 from server.request import LARGEST_INTEGER, invalid, negotiated
 
-__all__ = ["OPENAPI", "Tail", "events_response"]
+__all__ = ["OPENAPI", "After", "Follow", "PageSize", "Tail", "events_response"]
+
+After = Annotated[str | None, Query(description="Begin behind the event with this `seq`.", examples=["0"])]
+PageSize = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")]
+Follow = Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")]
+"""Query parameters of every route that reads or follows events."""
 
 PING_SECONDS = 15.0
 """Proxies close a connection on which nothing moves; a comment moves and says nothing."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pgengine
-from pgengine.baselines import Baseline, open_baseline
+from pgengine.baselines import Baseline, ValueBaseline, open_baseline
 from pgengine.noise import Noise
 from pgengine.rollout import Batch, rollout
 from pgengine.spec import AlgorithmSpec
@@ -116,6 +116,7 @@ def test_what_it_remembers_is_put_back_to_the_bit(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["linear_value", "neural_value"])
 def test_the_last_observation_of_an_episode_has_a_value(kind: str) -> None:
     baseline = opened(kind)
+    assert isinstance(baseline, ValueBaseline)
     played = batch()
     baseline.fit(played, credits(played))
     following = Batch(

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,7 +66,7 @@ class Api:
 
 
 @contextmanager
-def serving(settings: Settings, database: Database) -> Iterator[Api]:
+def serving(settings: Settings, database: Database, clock: Callable[[], float] = time.monotonic) -> Iterator[Api]:
     """The application with its lifespan."""
     # the loop that uvicorn runs the server on: it differs from asyncio's own in what it takes
     loop = uvloop.new_event_loop()
@@ -75,7 +76,7 @@ def serving(settings: Settings, database: Database) -> Iterator[Api]:
     def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
 
-    app = create_app(settings, database)
+    app = create_app(settings, database, clock=clock)
     lifespan = app.fastapi.router.lifespan_context(app.fastapi)
     try:
         run(lifespan.__aenter__())
@@ -91,7 +92,7 @@ def serving(settings: Settings, database: Database) -> Iterator[Api]:
 
 
 @pytest.fixture
-def serve() -> Callable[[Settings, Database], Any]:
+def serve() -> Callable[..., Any]:
     """Opens an application with settings of the test's own."""
     return serving
 
