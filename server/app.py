@@ -42,6 +42,7 @@ from server.jobs import store as job_store
 from server.jobs.engine import Engine
 from server.jobs.tail import Tail
 from server.keys import store as keys
+from server.logs import AccessLog
 from server.metrics import CONTENT_TYPE, Metrics
 from server.middleware import Gate
 from server.openapi import describe
@@ -75,9 +76,10 @@ class Application(Gate):
         act = ActEndpoint(
             database, metrics=metrics, max_batch=settings.max_act_batch, max_depth=settings.max_body_depth
         )
+        access = AccessLog()
         upkeep = _Upkeep(database, settings)
         self._engine = Engine(settings)
-        self.fastapi = _fastapi(_lifespan(self._tail, act, upkeep))
+        self.fastapi = _fastapi(_lifespan(self._tail, act, upkeep, access))
         state = self.fastapi.state
         state.settings, state.database, state.metrics, state.tail = settings, database, metrics, self._tail
         state.engine = self._engine
@@ -87,6 +89,7 @@ class Application(Gate):
             act,
             settings=settings,
             metrics=metrics,
+            access=access,
             verify=upkeep.verify,
             anyone=keys.ANYBODY if settings.no_auth else None,
             clock=clock,
@@ -155,7 +158,7 @@ class _Upkeep:
                 keys.touch(session, key_id)
 
 
-def _lifespan(tail: Tail, act: ActEndpoint, upkeep: _Upkeep) -> Any:
+def _lifespan(tail: Tail, act: ActEndpoint, upkeep: _Upkeep, access: AccessLog) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
@@ -168,6 +171,7 @@ def _lifespan(tail: Tail, act: ActEndpoint, upkeep: _Upkeep) -> Any:
             await asyncio.gather(task, return_exceptions=True)
             await tail.stop()
             await act.stop()
+            await asyncio.to_thread(access.close)
 
     return lifespan
 

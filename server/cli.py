@@ -1,26 +1,21 @@
 """The command line: `python -m server …`. Everything that a person starts, and what they are told.
 
-Knows processes, signals and messages; what the programs do is in `server.app` and `server.worker`.
+Knows commands and messages; what the programs do is in `server.serving` and `server.worker`.
 """
 
 import errno
-import logging
-import math
+import getpass
 import os
-import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-import uvicorn
 from pydantic import ValidationError
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
@@ -31,10 +26,11 @@ from server.errors import NotFound
 from server.ids import is_id
 from server.keys import store as keys
 from server.keys.store import ApiKey
+from server.logs import audit, configure
 from server.pages import LARGEST_PAGE, PageQuery
 from server.programs import Programs
+from server.serving import CannotServe, listen, serve, stop_in_order, stop_with_parent
 from server.settings import Settings
-from server.worker.stop import EXIT_WITH_STDIN
 
 __all__ = ["main"]
 
@@ -81,8 +77,8 @@ def version(
         raise typer.Exit
 
 
-@program.command()
-def serve(
+@program.command("serve")
+def serve_(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     host: Host = None,
@@ -98,16 +94,18 @@ def serve(
         data_dir=data_dir, database_url=database_url, host=host, port=port, workers=workers, no_auth=no_auth
     )
     _check_modules(settings)
-    _stop_in_order()
-    _stop_with_parent()
-    with _database(settings) as database, _listen(settings) as sock:
+    configure(settings.log_level)
+    stop_in_order()
+    stop_with_parent()
+    with _database(settings) as database, _serving(), listen(settings) as sock:
         if state(database).current is None:
             migrate(database)
         _check_revision(database)
         # a worker first gives its job back (one grace period), then ends its trainer (another one)
         grace_seconds = 2 * settings.grace_seconds + 2
         with Programs("worker", settings.workers, settings.environment(), grace_seconds):
-            _serve(settings, database, sock, data_file=database.url.database if database.dialect == "sqlite" else None)
+            data_file = database.url.database if database.dialect == "sqlite" else None
+            serve(settings, database, sock, lambda: _greet(settings, database, sock, data_file))
 
 
 @program.command()
@@ -138,10 +136,11 @@ def api(
     """
     settings = _settings(data_dir=data_dir, database_url=database_url, host=host, port=port, no_auth=no_auth)
     _check_modules(settings)
-    _stop_in_order()
-    with _database(settings) as database, _listen(settings) as sock:
+    configure(settings.log_level)
+    stop_in_order()
+    with _database(settings) as database, _serving(), listen(settings) as sock:
         _check_revision(database)
-        _serve(settings, database, sock, data_file=None)
+        serve(settings, database, sock, lambda: _greet(settings, database, sock, None))
 
 
 @program.command()
@@ -188,6 +187,7 @@ def create_key(
         _fail(f"{', '.join(unknown)} is no scope; there are {', '.join(keys.SCOPES)}", status=2)
     with _keys(data_dir, database_url) as database, database.write() as session:
         row, secret = keys.create(session, name, scopes)
+    audit("key_created", key_id=row.id, name=row.name, scopes=row.scopes, by=_user())
     typer.echo(f"{row.id}  {','.join(row.scopes)}\n{secret}")
 
 
@@ -216,57 +216,11 @@ def revoke_key(
                 keys.revoke(session, key_id)
         except NotFound as error:
             _fail(error.message)
+    audit("key_revoked", key_id=key_id, by=_user())
     typer.echo(f"{key_id} is revoked")
 
 
-# --- the API as a program ---------------------------------------------------------------------------------------------
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but it ends open streams before it waits for connections to close, or it would wait for ever."""
-
-    def __init__(self, config: uvicorn.Config, *, on_start: Callable[[], None], on_stop: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_start = on_start
-        self._on_stop = on_stop
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_start()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._on_stop()
-        super().handle_exit(sig, frame)
-
-
-def _serve(settings: Settings, database: Database, sock: socket.socket, data_file: str | None) -> None:
-    """Answer requests until told to stop."""
-    # many requests act at once: a matrix product that waits for threads of its own takes seven times as long (measured
-    # with 256 rows on two busy cores). NumPy reads this when it is imported, which is now
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from server.app import create_app
-    from server.environments.types import ModuleNotImported
-
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # the app must know its real address: it is among the hosts that requests may name
-    try:
-        app = create_app(settings, database)
-    except ModuleNotImported as error:
-        _fail(f"PGENGINE_ENVIRONMENT_MODULES: {error}", status=2)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        ws="none",
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace_seconds),
-    )
-    server = _Server(config, on_start=lambda: _greet(settings, database, sock, data_file), on_stop=app.stop)
-    server.run(sockets=[sock])
-    if not server.started:
-        _fail("the API could not start; the lines above say why")
+# --- what is said at the start ----------------------------------------------------------------------------------------
 
 
 def _greet(settings: Settings, database: Database, sock: socket.socket, data_file: str | None) -> None:
@@ -295,67 +249,9 @@ def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
             return "the one in PGENGINE_API_KEY", "<key>"
         if keys.list_(session, PageQuery(limit=1)).rows:
             return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
-        _, secret = keys.create(session, "first start", ["admin"])
+        row, secret = keys.create(session, "first start", ["admin"])
+    audit("key_created", key_id=row.id, name=row.name, scopes=row.scopes, by="first start")
     return f"{secret}   (shown only now: keep it)", secret
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """The socket, bound before anything else is started, so that a taken port stops nothing half way."""
-    sock: socket.socket | None = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        # two that are bound do not see each other yet; one that listens is seen, and uvicorn listens much later
-        sock.listen(2048)
-        return sock
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        _fail(_cannot_listen(settings, error))
-
-
-def _cannot_listen(settings: Settings, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {settings.port} of {settings.host} is taken; choose another with --port or PGENGINE_PORT"
-    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
-        return f"{settings.host} is not an address of this machine; set PGENGINE_HOST"
-    if error.errno == errno.EACCES:
-        return f"port {settings.port} needs more rights than this user has; choose one above 1023"
-    raise error
-
-
-def _stop_in_order() -> None:
-    """From here on SIGTERM and Ctrl-C end the program in order: all that it has started is ended, the status is 0.
-
-    uvicorn takes the signals while it runs and hands them on to us when it has ended.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for one in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(one, signal.SIG_IGN)  # a second one must not interrupt the ending, which is bounded
-        raise SystemExit(0)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-
-
-def _stop_with_parent() -> None:
-    """From here on the end of standard input is a SIGTERM, if the program that started this one asks for that.
-
-    It holds the other end of a pipe, so this program ends with it even where it is killed.
-    """
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if os.environ.get(EXIT_WITH_STDIN) == "1":
-        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 # --- what can be wrong with what is asked for -------------------------------------------------------------------------
@@ -372,6 +268,15 @@ def _settings(**options: Any) -> Settings:
             name = f"PGENGINE_{str(line['loc'][0]).upper()}: " if line["loc"] else ""
             typer.echo(f"error: {name}{line['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Why the API cannot start is said in one line."""
+    try:
+        yield
+    except CannotServe as error:
+        _fail(str(error), error.status)
 
 
 @contextmanager
@@ -433,9 +338,19 @@ def _check_revision(database: Database) -> None:
 
 @contextmanager
 def _keys(data_dir: Path | None, database_url: str | None) -> Iterator[Database]:
-    with _database(_settings(data_dir=data_dir, database_url=database_url), pool_size=1) as database:
+    settings = _settings(data_dir=data_dir, database_url=database_url)
+    configure(settings.log_level)
+    with _database(settings, pool_size=1) as database:
         _check_revision(database)
         yield database
+
+
+def _user() -> str:
+    """Who runs this program, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _all_keys(database: Database) -> Iterator[ApiKey]:

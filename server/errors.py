@@ -56,6 +56,8 @@ __all__ = [
     "Unavailable",
     "UnsupportedMediaType",
     "error_types",
+    "invalid",
+    "pointer_to",
     "problem",
 ]
 
@@ -273,6 +275,16 @@ class TookTooLong(ApiError):
     code = "took_too_long"
     title = "The answer takes too long."
     default_headers = {"x-should-retry": "false"}
+
+
+def pointer_to(pointer: str, part: str | int) -> str:
+    """The JSON Pointer one level below another."""
+    return f"{pointer}/{str(part).replace('~', '~0').replace('/', '~1')}"
+
+
+def invalid(pointer: str, code: str, message: str) -> InvalidRequest:
+    """The problem of a single field."""
+    return InvalidRequest(errors=[FieldError(pointer, code, message)])
 
 
 def error_types() -> Iterator[type[ApiError]]:

@@ -10,13 +10,14 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from hashlib import sha256
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any, Protocol
 
 import uuid_utils
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from server.addresses import Hosts
 from server.errors import (
     PROBLEM_MEDIA_TYPE,
     ApiError,
@@ -31,8 +32,9 @@ from server.errors import (
     UnsupportedMediaType,
     problem,
 )
+from server.logs import AccessLog, Answered, audit
 from server.metrics import Metrics
-from server.settings import Settings, is_loopback
+from server.settings import Settings
 
 __all__ = ["ACT_ROUTE", "KEY_CACHE_SECONDS", "Asgi", "Caller", "Gate", "Receive", "Scope", "Send"]
 
@@ -49,6 +51,8 @@ ACT_ROUTE = "/v1/policies/{policy_id}/act"
 
 _MAX_CACHED = 10_000
 _PROBES = frozenset({"/livez", "/readyz"})
+_UNSEEN = _PROBES | {"/metrics"}
+"""Asked so often by programs that a line for each would hide the others."""
 _OPEN = _PROBES | {"/docs", "/openapi.json"}
 _OPEN_BELOW = "/docs/"
 _ACT_PREFIX = "/v1/policies/"
@@ -85,6 +89,11 @@ class Caller(Protocol):
     """Who sends a request, as the key store says."""
 
     @property
+    def key_id(self) -> str:
+        """Id of the key, for the log."""
+        ...
+
+    @property
     def scopes(self) -> Collection[str]:
         """What the key allows: read, act, train, admin."""
         ...
@@ -102,6 +111,7 @@ class Gate:
         metrics: Counts and times requests.
         verify: The caller whose secret this is, or None; asked in a thread, at most every 5 seconds for one secret.
         anyone: The caller of every request when no keys are asked for.
+        access: Where answered requests are written down, if anywhere.
         clock: Seconds that only rise, by which known keys grow old.
     """
 
@@ -114,15 +124,17 @@ class Gate:
         metrics: Metrics,
         verify: Callable[[str], Caller | None],
         anyone: Caller | None = None,
+        access: AccessLog | None = None,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self._app = app
         self._act = act
         self._metrics = metrics
+        self._access = access
         self._max_body = settings.max_body_bytes
         self._anyone = anyone
         self._keys = _Keys(verify, clock)
-        self._hosts = _Hosts(settings)
+        self._hosts = Hosts(settings)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -131,6 +143,7 @@ class Gate:
             headers = dict(scope["headers"])
             exchange = _Exchange(scope, send, self._metrics, headers.get(b"x-request-id"))
             await self._http(scope, headers, receive, exchange)
+            self._note(scope, exchange)
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
@@ -148,11 +161,20 @@ class Gate:
             _log.exception("request %s: %s %s failed", exchange.request_id, scope["method"], scope["path"])
             await exchange.refuse(InternalError())
 
+    def _note(self, scope: Scope, exchange: "_Exchange") -> None:
+        """Write down what was answered, and once more what was destroyed."""
+        if self._access is not None and self._access.is_on and scope["path"] not in _UNSEEN:
+            self._access.write(exchange.answered())
+        if exchange.status is not None and exchange.status < 300 and _destroys(scope["method"], scope["path"]):
+            answered = exchange.answered()._asdict()
+            del answered["ended_at"], answered["seconds"]
+            audit(f"{scope['method']} {answered.pop('route')}", **answered)
+
     async def _pass(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, exchange: "_Exchange") -> None:
-        if len(headers) != len(scope["headers"]):
-            _check_repeated(scope["headers"])
         state = scope.setdefault("state", {})
         state["request_id"] = exchange.request_id
+        if len(headers) != len(scope["headers"]):
+            _check_repeated(scope["headers"])
         method, path = scope["method"], scope["path"]
         if path not in _PROBES and not self._hosts.allowed(headers.get(b"host", b"")):
             raise HostNotAllowed()
@@ -208,25 +230,25 @@ class Gate:
 class _Exchange:
     """One request's way back: what every response carries, and the count of it."""
 
-    __slots__ = ("_began", "_metrics", "_scope", "_send", "_started", "origin", "request_id", "route")
+    __slots__ = ("_began", "_metrics", "_scope", "_send", "origin", "request_id", "route", "status")
 
     def __init__(self, scope: Scope, send: Send, metrics: Metrics, request_id: bytes | None) -> None:
         self._scope = scope
         self._send = send
         self._metrics = metrics
         self._began = perf_counter()
-        self._started = False
         if request_id is not None and _REQUEST_ID.fullmatch(request_id):
             self.request_id = request_id.decode()
         else:
             self.request_id = uuid_utils.uuid7().hex
         self.origin: bytes | None = None
         self.route: str | None = None
+        self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         """Send a message of the response."""
         if message["type"] == "http.response.start":
-            self._started = True
+            self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
             if self.origin is not None:
                 headers += [(b"access-control-allow-origin", self.origin), (b"vary", b"Origin"), _EXPOSED_HEADERS]
@@ -241,17 +263,36 @@ class _Exchange:
 
     async def refuse(self, error: ApiError) -> None:
         """Send a problem document; a response that has begun is cut off instead."""
-        if self._started:
+        if self.status is not None:
             return
         body = json.dumps(problem(error, self.request_id)).encode()
         headers = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
         headers += [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
         await self.answer(error.status, headers, body)
 
+    def answered(self) -> Answered:
+        """What there is to say of the request when it has ended."""
+        scope = self._scope
+        caller: Caller | None = scope["state"].get("identity")
+        client = scope.get("client")
+        return Answered(
+            time(),
+            self.request_id,
+            None if caller is None else caller.key_id,
+            client[0] if client else None,
+            scope["method"],
+            scope["path"],
+            self._template(),
+            self.status,
+            perf_counter() - self._began,
+        )
+
+    def _template(self) -> str:
+        return self.route or str(getattr(self._scope.get("route"), "path", "unmatched"))
+
     def _count(self, status: int) -> None:
         # only the template of a route may become a label; paths are endless
-        route = self.route or str(getattr(self._scope.get("route"), "path", "unmatched"))
-        self._metrics.request_finished(route, self._scope["method"], status, perf_counter() - self._began)
+        self._metrics.request_finished(self._template(), self._scope["method"], status, perf_counter() - self._began)
 
 
 class _Keys:
@@ -283,34 +324,6 @@ class _Keys:
         return caller
 
 
-class _Hosts:
-    """Which Host headers are answered: a name that an attacker points at this machine is not."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._names = {name.lower() for name in (settings.host, *settings.allowed_hosts)}
-        self._any = "*" in settings.allowed_hosts
-        self._known: set[bytes] = set()
-
-    def allowed(self, header: bytes) -> bool:
-        if self._any or header in self._known:
-            return True
-        name = _host_name(header.decode("latin-1").lower())
-        if name not in self._names and not is_loopback(name):
-            return False
-        if len(self._known) < _MAX_CACHED:
-            self._known.add(header)
-        return True
-
-
-def _host_name(host: str) -> str:
-    """`[::1]:8000` as `::1`, `localhost:8000` as `localhost`."""
-    bracketed = re.fullmatch(r"\[([0-9a-f:.]+)\](:\d*)?", host)
-    if bracketed:
-        return bracketed.group(1)
-    name, colon, port = host.partition(":")
-    return name.removesuffix(".") if not colon or port.isdigit() else ""
-
-
 def _check_repeated(headers: Collection[tuple[bytes, bytes]]) -> None:
     # two readers that pick different ones of two values can be played off against each other
     for name in _ONCE:
@@ -331,6 +344,10 @@ def _scope_of(method: str, policy_id: str | None) -> str:
     if policy_id is not None:
         return "act"
     return "read" if method in _READING else "train"
+
+
+def _destroys(method: str, path: str) -> bool:
+    return method == "DELETE" or (method == "POST" and path.endswith("/cancel"))
 
 
 def _check_media_type(headers: dict[bytes, bytes]) -> None:

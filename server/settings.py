@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from server.logs import Level
+
 __all__ = ["Settings", "is_loopback", "program_environment"]
 
 Names = Annotated[list[str], NoDecode]  # comma-separated in the environment, not JSON
@@ -107,6 +109,10 @@ class Settings(BaseSettings):
     """Gymnasium ids that may be used beside the built-in allow-list, comma-separated."""
     environment_modules: Names = Field(default_factory=list)
     """Modules imported at the start because they register environments, comma-separated."""
+
+    # --- what is told
+    log_level: Level = "info"
+    """What is logged: `debug`, `info` (a line for each request, too), `warning` or `error`."""
 
     # --- bounds
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 16 * 2**20

@@ -20,11 +20,12 @@ from starlette.requests import ClientDisconnect
 
 from pgengine.errors import ObservationError
 from pgengine.spec import LARGEST_INTEGER
+from server.bodies import decode
 from server.database import Database
-from server.errors import FieldError, InvalidRequest
+from server.errors import FieldError, InvalidRequest, invalid, pointer_to
 from server.metrics import Metrics
 from server.policies.loaded import CHECKPOINT_EXPECTED, STALE_SECONDS, Loaded, PolicyCache
-from server.request import check_parameters, decode, invalid, pointer_to
+from server.request import check_parameters
 
 __all__ = ["OPENAPI", "STALE_SECONDS", "ActEndpoint"]
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.checkpoints import store as checkpoints
 from server.database import Database
-from server.errors import FieldError, NotFound
+from server.errors import FieldError, NotFound, invalid
 from server.ids import is_id
-from server.request import invalid
 
 if TYPE_CHECKING:
     from pgengine import Policy

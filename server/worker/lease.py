@@ -11,8 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.database import Database
 from server.jobs import store
 from server.jobs.reports import Claim
+from server.logs import log
 from server.settings import Settings
-from server.worker.log import log
 
 __all__ = ["Lease"]
 
@@ -70,7 +70,7 @@ class Lease:
             with self._database.write() as session:
                 renewed = store.renew(session, claim.job_id, claim.token, self._lease_seconds)
         except SQLAlchemyError as error:
-            log("lease_not_renewed", job_id=claim.job_id, error=str(error))
+            log("lease_not_renewed", "warning", job_id=claim.job_id, error=str(error))
             return
         with self._lock:
             if self._claim is claim:

@@ -7,9 +7,9 @@ import sys
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from server.logs import log
 from server.settings import Settings, program_environment
 from server.worker.link import Link, Message
-from server.worker.log import log
 from server.worker.stop import Stop
 
 __all__ = ["TrainerProcess"]
@@ -27,7 +27,15 @@ class TrainerProcess:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", FRAME_SECONDS, 0))
         modules = [part for name in settings.environment_modules for part in ("--module", name)]
-        arguments = ["--link", str(theirs.fileno()), "--threads", str(settings.threads), *modules]
+        arguments = [
+            "--link",
+            str(theirs.fileno()),
+            "--threads",
+            str(settings.threads),
+            "--log-level",
+            settings.log_level,
+            *modules,
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "server.worker.trainer", *arguments],
             stdin=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from server.database import Database
 from server.jobs import store
-from server.worker.log import log
+from server.logs import log
 
 __all__ = ["REAP_SECONDS", "reap_until"]
 
@@ -26,4 +26,4 @@ def reap_until(stopped: threading.Event, database: Database) -> None:
                     log("leases_reaped", jobs=store.reap(session))
         except SQLAlchemyError as error:
             # a database that is away for a while must not end the loop that heals the queue when it is back
-            log("reaping_failed", error=str(error))
+            log("reaping_failed", "warning", error=str(error))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure, SpecError
 from pgengine.spec import GradientCheckSpec, TrainingSpec
 from server.jobs.reports import Failure, Measured, Outcome, Progress, Report, Snapshot
+from server.logs import log
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
-from server.worker.log import log
 
 if TYPE_CHECKING:
     from pgengine import Update
@@ -211,6 +211,7 @@ def _failure(job: Start, error: Exception) -> Failure:
     """What clients are told; the log has the traceback."""
     log(
         "job_failed",
+        "warning",
         job_id=job.job_id,
         error=type(error).__name__,
         traceback="".join(traceback.format_exception(error)),

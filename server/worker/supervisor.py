@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 from server.database import Database
 from server.jobs import store
 from server.jobs.reports import Claim, Failure, Outcome, Report
+from server.logs import configure, log
 from server.settings import Settings
 from server.worker.lease import Lease
 from server.worker.link import Answer, Finished, LinkClosed, Ready, Released, Reported, Start
-from server.worker.log import configure, log
 from server.worker.process import TrainerProcess
 from server.worker.reaper import reap_until
 from server.worker.stop import Stop
@@ -51,7 +51,7 @@ def run_supervisor(database: Database, settings: Settings) -> None:
         database: Where the jobs are.
         settings: Times, threads, and the modules of the operator's environments.
     """
-    configure()
+    configure(settings.log_level)
     with Stop() as stop, Lease(database, settings) as lease:
         reaper = threading.Thread(target=reap_until, args=(stop.event, database), name="reaper", daemon=True)
         reaper.start()
@@ -136,7 +136,7 @@ class _Supervisor:
             with self._database.write() as session:
                 return store.claim(session, self._name, self._settings.lease_seconds)
         except SQLAlchemyError as error:
-            log("claim_failed", error=str(error))
+            log("claim_failed", "warning", error=str(error))
             self._stop.event.wait(RETRY_SECONDS)
             return None
 
@@ -162,7 +162,7 @@ class _Supervisor:
                 self._follow(claim)
             except store.LeaseLost:
                 # somebody else has the job: what this trainer computes is worth nothing any more
-                log("lease_lost", job_id=claim.job_id, token=claim.token)
+                log("lease_lost", "warning", job_id=claim.job_id, token=claim.token)
                 self._replace_trainer()
 
     def _follow(self, claim: Claim) -> None:
@@ -180,7 +180,7 @@ class _Supervisor:
         except store.LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001  a mistake of ours costs an attempt, not the worker
-            log("worker_failed", job_id=claim.job_id, traceback="".join(traceback.format_exception(error)))
+            log("worker_failed", "error", job_id=claim.job_id, traceback="".join(traceback.format_exception(error)))
             self._replace_trainer()
             self._lose(claim, "the worker made a mistake")
 
@@ -228,7 +228,7 @@ class _Supervisor:
             with self._database.read() as session:
                 return store.get(session, claim.job_id).status == "cancelling"
         except OperationalError as error:
-            log("read_failed", error=str(error))
+            log("read_failed", "warning", error=str(error))
             return False
 
     # --- its end ---
@@ -247,7 +247,7 @@ class _Supervisor:
 
     def _lose(self, claim: Claim, reason: str) -> None:
         self._write(lambda session: store.lose(session, claim.job_id, claim.token, reason))
-        log("job_lost", job_id=claim.job_id, reason=reason)
+        log("job_lost", "warning", job_id=claim.job_id, reason=reason)
 
     def _enforce(self, claim: Claim, passed: Literal["cancelled", "released", "stalled"]) -> None:
         """End a trainer that has let a deadline pass."""
@@ -267,7 +267,7 @@ class _Supervisor:
                 with self._database.write() as session:
                     return act(session)
             except OperationalError as error:
-                log("write_failed", error=str(error))
+                log("write_failed", "warning", error=str(error))
                 if self._lease.is_over():
                     raise store.LeaseLost("the database did not answer within the lease") from error
                 time.sleep(RETRY_SECONDS)

@@ -12,8 +12,8 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
+from server.logs import LEVELS, configure, log
 from server.worker.link import Link, LinkClosed, Message, Ready, Start
-from server.worker.log import log
 from server.worker.runner import run
 
 __all__ = ["ORPHANED", "main"]
@@ -54,8 +54,10 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="server.worker.trainer", description=__doc__)
     parser.add_argument("--link", type=int, required=True, help="inherited descriptor of the supervisor's link")
     parser.add_argument("--threads", type=int, required=True, help="threads of torch")
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="what is logged")
     parser.add_argument("--module", action="append", default=[], help="module that registers environments")
     arguments = parser.parse_args()
+    configure(arguments.log_level)
     connection: Connection[Any, Any] = Connection(arguments.link)
     inbox = _Inbox(Link(connection))
     _warm(arguments.threads, arguments.module)
@@ -97,7 +99,7 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     # it is the operator's code, and may fail in any way
     except Exception as error:  # noqa: BLE001
-        log("module_not_imported", module=module, error=f"{type(error).__name__}: {error}")
+        log("module_not_imported", "error", module=module, error=f"{type(error).__name__}: {error}")
         raise SystemExit(1) from None
 
 

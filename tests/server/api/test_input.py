@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pgengine.spec import LARGEST_INTEGER
+from server.bodies import decode
 from server.database import Database
 from server.errors import FieldError, InvalidRequest
-from server.request import decode, field_errors, negotiated
+from server.request import field_errors, negotiated
 from server.settings import Settings
 
 CARTPOLE: dict[str, Any] = {"kind": "gymnasium", "id": "CartPole-v1"}
