@@ -24,7 +24,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, func, inspect, select, text
 
-from server.database import Database
+from server.database import Database, new_private_file
 
 __all__ = ["MigrationError", "Move", "State", "configuration", "expected", "migrate", "state"]
 
@@ -191,6 +191,7 @@ def _backup(database: Database, revision: str | None) -> Path | None:
     source = Path(database.url.database)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     target = source.with_name(f"{source.name}.{revision or 'none'}.{stamp}.backup")
+    new_private_file(target)
     with sqlite3.connect(source) as reader, sqlite3.connect(target) as writer:
         reader.backup(writer)
     reader.close()

@@ -21,16 +21,16 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from migrations import MigrationError, Move, migrate, state
 from server import __version__
-from server.database import Database
+from server.database import ESCAPES, Database, make_private, unescaped
 from server.errors import NotFound
 from server.ids import is_id
 from server.keys import store as keys
 from server.keys.store import ApiKey
-from server.logs import audit, configure
+from server.logs import audit, configure, log
 from server.pages import LARGEST_PAGE, PageQuery
 from server.programs import Programs
 from server.serving import CannotServe, listen, serve, stop_in_order, stop_with_parent
-from server.settings import Settings
+from server.settings import API_KEY, Settings
 
 __all__ = ["main"]
 
@@ -182,6 +182,8 @@ def create_key(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make a key and show its secret, once."""
+    if name == API_KEY:
+        _fail(f"a key of this name is replaced by the variable {API_KEY}; choose another name", status=2)
     scopes = [known for known in keys.SCOPES if known in scope]
     if unknown := sorted(set(scope) - set(scopes)):
         _fail(f"{', '.join(unknown)} is no scope; there are {', '.join(keys.SCOPES)}", status=2)
@@ -243,10 +245,16 @@ def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
     """Make sure that somebody can use the API: what to say of the key, and what to write in an example."""
     if settings.no_auth:
         return "none is asked for (--no-auth)", None
+    if settings.api_key is not None:
+        with database.write() as session:
+            replaced = keys.ensure(session, settings.api_key.get_secret_value(), API_KEY)
+        for old in replaced:
+            audit("key_revoked", key_id=old.id, by=API_KEY, reason="the variable names another key now")
+        return f"the one in {API_KEY}", "<key>"
     with database.write() as session:
-        if settings.api_key is not None:
-            keys.ensure(session, settings.api_key.get_secret_value(), "PGENGINE_API_KEY")
-            return "the one in PGENGINE_API_KEY", "<key>"
+        if (old_key := keys.valid(session, API_KEY)) is not None:
+            end = f"`python -m server keys revoke {old_key.id}` ends it"
+            return f"the one that {API_KEY} named at an earlier start; {end}", "<key>"
         if keys.list_(session, PageQuery(limit=1)).rows:
             return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
         row, secret = keys.create(session, "first start", ["admin"])
@@ -297,7 +305,9 @@ def _database(settings: Settings, pool_size: int = 16) -> Iterator[Database]:
         _fail(str(error))
     except OperationalError as error:
         where = database.url.render_as_string(hide_password=True)
-        _fail(f"the database {where} does not answer: {str(error.orig).strip().splitlines()[0]}")
+        raw = " ".join(unescaped(settings.database_url))
+        hint = f" (its password has {raw} in it: {ESCAPES})" if raw else ""
+        _fail(f"the database {where} does not answer: {str(error.orig).strip().splitlines()[0]}{hint}")
     except DatabaseError as error:
         # its subclasses are about single statements, and mistakes of ours
         if type(error) is not DatabaseError:
@@ -321,13 +331,15 @@ def _check_modules(settings: Settings) -> None:
 
 def _make_writable(file: Path) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        open_still = make_private(file)
         with tempfile.TemporaryFile(dir=file.parent):
             pass
-        if file.exists() and not os.access(file, os.W_OK):
+        if not os.access(file, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         _fail(f"cannot write to {file.parent}: {error.strerror}; choose another directory with PGENGINE_DATA_DIR")
+    for path in open_still:
+        log("readable_by_others", "warning", path=str(path), advice="it belongs to another user: chmod go= it")
 
 
 def _check_revision(database: Database) -> None:

@@ -7,14 +7,18 @@ Knows SQLite and PostgreSQL; knows no table. Everything that differs between the
 """
 
 import json
+import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
     JSON,
+    URL,
     Connection,
     DateTime,
     Dialect,
@@ -28,6 +32,7 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -35,7 +40,18 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
 
-__all__ = ["Database", "JsonText", "JsonValue", "NamingBase", "UtcDateTime", "now"]
+__all__ = [
+    "ESCAPES",
+    "Database",
+    "JsonText",
+    "JsonValue",
+    "NamingBase",
+    "UtcDateTime",
+    "make_private",
+    "new_private_file",
+    "now",
+    "unescaped",
+]
 
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another one's lock, or for a free connection, before it gives up."""
@@ -132,7 +148,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        parsed = make_url(url)
+        parsed = _parsed(url)
         backend = {"postgres": "postgresql"}.get(parsed.get_backend_name(), parsed.get_backend_name())
         if backend == "sqlite":
             if not parsed.database or parsed.database == ":memory:" or "mode=memory" in parsed.database:
@@ -183,6 +199,82 @@ class Database:
         """Close all connections that are not in use."""
         self._reader.dispose()
         self._writer.dispose()
+
+
+# --- where it is ------------------------------------------------------------------------------------------------------
+
+ESCAPES = "in a password @ is written %40, : is %3A, / is %2F, and % itself is %25"
+_QUERY = re.compile(r"\?[\w.]+=[^?]*$")
+
+
+def unescaped(url: str) -> str:
+    """Characters of the password that a URL has a meaning of its own for, as they stand in the URL; "" for none."""
+    backend, _, rest = url.partition("://")
+    user_and_password, _, _ = _QUERY.sub("", rest).rpartition("@")
+    password = user_and_password.partition(":")[2]
+    return "" if backend.startswith("sqlite") else "".join(sorted(set(password) & set("@:/?#[]")))
+
+
+def _parsed(url: str) -> URL:
+    """The parts of a URL.
+
+    Raises:
+        ValueError: if it can be read in several ways or in none; the message repeats nothing of it.
+    """
+    if "@" in unescaped(url):
+        raise ValueError(f"there is more than one @ before the host: {ESCAPES}")
+    try:
+        return make_url(url)
+    except (ValueError, ArgumentError):
+        raise ValueError(
+            f"this is no URL such as sqlite:///path or postgresql://user:password@host:5432/name; {ESCAPES}"
+        ) from None
+
+
+# --- files of SQLite --------------------------------------------------------------------------------------------------
+
+
+def new_private_file(file: Path) -> None:
+    """Make an empty file that only its owner can read. SQLite gives its log and its index the same rights."""
+    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def make_private(file: Path) -> list[Path]:
+    """See to it that only the owner can read a SQLite database: a new one, and all files of one that exists.
+
+    Its directory is made if it is missing, and closed to others too if it holds nothing else.
+
+    Args:
+        file: The database.
+
+    Returns:
+        What others may still read, because it belongs to another user.
+
+    Raises:
+        OSError: if the directory or the file cannot be made.
+    """
+    directory = file.parent
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not file.exists():
+        try:
+            new_private_file(file)
+        except FileExistsError:
+            pass  # another program has made it meanwhile
+    inside = list(directory.iterdir())
+    ours = [path for path in inside if path.name.startswith(file.name) and path.is_file()]
+    open_still = []
+    for path in [*ours, directory] if len(ours) == len(inside) else ours:
+        try:
+            if (mode := path.stat().st_mode) & 0o077:
+                path.chmod(mode & 0o7700)
+        except FileNotFoundError:
+            pass  # a log of a database that was closed at this moment
+        except PermissionError:
+            open_still.append(path)
+    return open_still
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
 
 
 def _engine(url: Any, pool_size: int, **more: Any) -> Engine:

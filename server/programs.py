@@ -1,7 +1,6 @@
 """Worker programs that `serve` starts beside the API: kept alive, and ended with it, however it ends."""
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -31,13 +30,13 @@ class Programs:
     Args:
         command: Sub-command of `python -m server`.
         count: How many to keep alive.
-        environment: Variables added to this process's own.
+        environment: Variables of each; nothing is inherited beside them.
         grace_seconds: How long `stop()` waits before it kills.
     """
 
     def __init__(self, command: str, count: int, environment: Mapping[str, str], grace_seconds: float) -> None:
         self._command = [sys.executable, "-m", "server", command]
-        self._environment = {**os.environ, **environment, EXIT_WITH_STDIN: "1"}
+        self._environment = {**environment, EXIT_WITH_STDIN: "1"}
         self._grace_seconds = grace_seconds
         self._stopping = threading.Event()
         self._lock = threading.Lock()

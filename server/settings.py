@@ -6,6 +6,7 @@ result to the programs it starts through `Settings.environment()`.
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -15,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.logs import Level
 
-__all__ = ["Settings", "is_loopback", "program_environment"]
+__all__ = ["API_KEY", "Settings", "is_loopback", "program_environment"]
 
 Names = Annotated[list[str], NoDecode]  # comma-separated in the environment, not JSON
 
@@ -30,13 +31,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-SECRETS = ("PGENGINE_DATABASE_URL", "PGENGINE_API_KEY")
-"""What a program that computes does not inherit: it has no business with the database or with keys."""
+API_KEY = "PGENGINE_API_KEY"
+"""Variable with the operator's own admin key, and the name of that key. Only the API has business with it."""
+SHORTEST_KEY = 24
+"""Characters of a key that an operator chose. Keys are kept as plain hashes, so a short one could be guessed back."""
+DATABASE_SECRETS = ("PGENGINE_DATABASE_URL", "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE")
+"""Variables that open the database, the last three through PostgreSQL's own library."""
 
 
 def program_environment(threads: int) -> dict[str, str]:
-    """Environment variables of a program that computes, with so many threads."""
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    """Environment variables of a program that computes, with so many threads: none that opens the database or the API.
+
+    Such a program runs environments that others wrote.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in (API_KEY, *DATABASE_SECRETS)}
     # the numeric libraries read these when they are loaded
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return inherited | counts
@@ -76,7 +84,7 @@ class Settings(BaseSettings):
 
     # --- who may use it
     api_key: SecretStr | None = None
-    """An admin key to use instead of a generated one; at least 16 characters."""
+    """An admin key to use instead of a generated one; at least 24 visible ASCII characters. Another one replaces it."""
     no_auth: bool = False
     """Ask nobody for a key. Only on a loopback address."""
     allowed_hosts: Names = Field(default_factory=list)
@@ -139,10 +147,16 @@ class Settings(BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < 16:
-            raise ValueError("an API key needs at least 16 characters")
-        return value
+    def _can_be_sent(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        # a file or a shell leaves a line feed behind the key, and no client sends it
+        key = value.get_secret_value().strip()
+        if not re.fullmatch(r"[!-~]*", key):
+            raise ValueError("a key has visible ASCII characters only, without blanks: no client could send it")
+        if len(key) < SHORTEST_KEY:
+            raise ValueError(f"a key needs at least {SHORTEST_KEY} characters; `openssl rand -hex 32` makes one")
+        return SecretStr(key)
 
     @field_validator("environments")
     @classmethod
@@ -175,15 +189,14 @@ class Settings(BaseSettings):
         return self
 
     def environment(self) -> dict[str, str]:
-        """The same settings as environment variables, for programs that are started by this one."""
+        """Environment variables of a worker that this program starts: its own, with these settings, without the key."""
         prefix = self.model_config["env_prefix"]
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        return {f"{prefix}{name.upper()}": _written(value) for name, value in values.items() if value is not None}
+        values = {f"{prefix}{name.upper()}": getattr(self, name) for name in type(self).model_fields}
+        settings = {name: _written(value) for name, value in values.items() if value is not None}
+        return {name: value for name, value in (os.environ | settings).items() if name != API_KEY}
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
     if isinstance(value, list):
         return ",".join(value)
     return str(value)

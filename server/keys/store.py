@@ -1,7 +1,8 @@
 """API keys: made, checked, listed, revoked.
 
-A secret is 256 random bits, so its plain SHA-256 cannot be guessed back and a look-up by hash needs no slow comparison:
-what an attacker could learn from its timing is the hash of a guess, not the secret.
+A secret is 256 random bits, or at least 24 characters that the operator chose, so its plain SHA-256 cannot be guessed
+back and a look-up by hash needs no slow comparison: what an attacker could learn from its timing is the hash of a
+guess, not the secret.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ __all__ = [
     "list_",
     "revoke",
     "touch",
+    "valid",
     "verify",
 ]
 
@@ -62,18 +64,34 @@ def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey
     return _add(session, secret, name, scopes), secret
 
 
-def ensure(session: Session, secret: str, name: str) -> ApiKey:
-    """Make sure that a secret chosen by the operator is an admin key; the same secret twice is one key.
+def ensure(session: Session, secret: str, name: str) -> list[ApiKey]:
+    """Make sure that a secret chosen by the operator is an admin key, and the only one of its name.
 
     A key of that secret that was revoked is allowed again: the operator names it in the settings.
+
+    Args:
+        session: A writing transaction.
+        secret: What clients send.
+        name: Where the secret comes from.
+
+    Returns:
+        Keys of that name with other secrets, which were valid and are revoked now.
     """
     row = session.scalars(select(ApiKey).where(ApiKey.hash == _hash(secret))).one_or_none()
     if row is None:
-        return _add(session, secret, name, ["admin"])
+        row = _add(session, secret, name, ["admin"])
     row.revoked_at = None
     row.scopes = ["admin"]
-    session.flush()
-    return row
+    row.name = name
+    replaced = session.scalars(
+        select(ApiKey).where(ApiKey.name == name, ApiKey.id != row.id, ApiKey.revoked_at.is_(None))
+    ).all()
+    return [revoke(session, other.id) for other in replaced]
+
+
+def valid(session: Session, name: str) -> ApiKey | None:
+    """A key of this name that is not revoked, or None."""
+    return session.scalars(select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None)).limit(1)).first()
 
 
 def verify(session: Session, secret: str) -> Identity | None:

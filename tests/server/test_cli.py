@@ -1,8 +1,10 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,10 +93,19 @@ def test_keys_are_made_listed_and_revoked(data_dir: Path) -> None:
     [
         (["keys", "create", "x", "--scope", "root"], 2, "root is no scope; there are read, act, train, admin"),
         (["keys", "create", "x"], 2, "Missing option"),
+        (["keys", "create", "PGENGINE_API_KEY", "--scope", "read"], 2, "choose another name"),
         (["keys", "revoke", "../etc"], 2, "looks like key_"),
         (["keys", "revoke", "key_" + "0" * 32], 1, "no such key"),
         (["keys", "list", "--database-url", "mysql://root@localhost/x"], 2, "'mysql' is not a database we know"),
         (["api", "--database-url", "postgresql://u:geheim@127.0.0.1:1/x"], 1, "does not answer"),
+        (["api", "--database-url", "postgresql://u:ge@heim@127.0.0.1/x"], 2, "@ is written %40"),
+        (["api", "--database-url", "postgresql://u:ge@he:im/@127.0.0.1:1/x"], 2, "@ is written %40"),
+        (["api", "--database-url", "postgresql://u:ge@he/im@127.0.0.1:1/x?sslmode=prefer"], 2, "@ is written %40"),
+        (["api", "--database-url", "postgresql://u:ge?x@heim@127.0.0.1:1/x"], 2, "@ is written %40"),
+        (["api", "--database-url", "postgresql://u:ge:heim@127.0.0.1:1/x"], 1, "(its password has : in it: "),
+        (["api", "--database-url", "postgresql://u:ge/heim@127.0.0.1:1/x"], 1, "(its password has / in it: "),
+        (["api", "--database-url", "postgresql://u:geheim@127.0.0.1:port/x"], 2, "this is no URL such as"),
+        (["api", "--database-url", "geheim"], 2, "this is no URL such as"),
         (["serve", "--no-auth", "--host", "0.0.0.0"], 2, "PGENGINE_NO_AUTH works on a loopback PGENGINE_HOST only"),
         (["serve", "--port", "70000"], 2, "PGENGINE_PORT: Input should be less than or equal to 65535"),
         (["serve", "--host", "203.0.113.7"], 1, "203.0.113.7 is not an address of this machine"),
@@ -109,7 +120,7 @@ def test_what_is_wrong_is_said_in_one_line(data_dir: Path, arguments: list[str],
     assert result.exit_code == status
     assert message in result.stderr
     assert "Traceback" not in result.output + result.stderr
-    assert "geheim" not in result.output + result.stderr
+    assert not re.search("geheim|heim@", result.output + result.stderr)
 
 
 @pytest.mark.parametrize("command", ["serve", "api", "worker", "migrate"])
@@ -146,6 +157,45 @@ def test_a_module_that_fails_is_named(data_dir: Path, tmp_path: Path, monkeypatc
     assert result.exit_code == 2
     message = "failing_environments cannot be imported: ValueError: no licence"
     assert result.stderr == f"error: PGENGINE_ENVIRONMENT_MODULES: {message}\n"
+
+
+def _rights(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_database_and_its_copies_are_for_their_owner_alone(data_dir: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        _run("migrate")
+        with _open(data_dir) as database, database.write() as session:
+            store.create(session, "x", ["read"])
+            # SQLite's log and index are there while the database is open
+            files = {path.name: _rights(path) for path in data_dir.iterdir()}
+            assert files == dict.fromkeys(("pgengine.db", "pgengine.db-wal", "pgengine.db-shm"), 0o600)
+        _run("migrate", "--to", "base")
+        assert len(list(data_dir.iterdir())) == 2
+        assert all(_rights(path) == 0o600 for path in data_dir.iterdir())
+        assert _rights(data_dir) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_what_was_open_to_others_is_closed(data_dir: Path) -> None:
+    _run("migrate")
+    (data_dir / "pgengine.db.0001.backup").touch(0o644)
+    for path, rights in ((data_dir, 0o755), (data_dir / "pgengine.db", 0o664)):
+        path.chmod(rights)
+    assert _run("keys", "list").exit_code == 0
+    assert _rights(data_dir) == 0o700
+    assert all(_rights(path) == 0o600 for path in data_dir.iterdir())
+
+
+def test_a_directory_with_other_things_in_it_stays_as_it_is(data_dir: Path) -> None:
+    data_dir.mkdir(mode=0o755)
+    (data_dir / "notes.txt").touch(0o644)
+    _run("migrate")
+    assert (_rights(data_dir), _rights(data_dir / "notes.txt")) == (0o755, 0o644)
+    assert _rights(data_dir / "pgengine.db") == 0o600
 
 
 @contextlib.contextmanager
@@ -280,12 +330,32 @@ def test_workers_end_when_their_server_is_killed(start: Any) -> None:
 
 @slow
 def test_the_operators_key_works_and_is_not_shown(start: Any) -> None:
-    secret = "a secret of the operator"
-    server = start("serve", PGENGINE_PORT="0", PGENGINE_API_KEY=secret, PGENGINE_WORKERS="0")
+    secret = "a-secret-of-the-operator"
+    server = start("serve", PGENGINE_PORT="0", PGENGINE_API_KEY=f"{secret}\n", PGENGINE_WORKERS="1")
     url = server.wait_for(r"^API +(\S+)")[1]
     assert httpx.get(f"{url}/v1/policies", headers={"authorization": f"Bearer {secret}"}).status_code == 200
+    server.wait_for(r"trainer_started")
+    serving, *started = server.tree()
+    assert secret in serving.environ()["PGENGINE_API_KEY"]
+    assert len(started) >= 2
+    assert all(secret not in " ".join(process.environ().values()) for process in started)
     assert server.end() == 0
     assert secret not in "\n".join(server.lines)
+
+
+@slow
+def test_another_key_of_the_operator_replaces_the_one_before(start: Any) -> None:
+    old, new = "a-secret-of-the-operator", "another-one-of-the-operator"
+    for secret, known in ((old, r"^key +the one in PGENGINE_API_KEY"), (new, r"key_revoked.*key_\w+.*the variable names another key")):
+        server = start("serve", PGENGINE_PORT="0", PGENGINE_API_KEY=secret, PGENGINE_WORKERS="0")
+        url = server.wait_for(r"^API +(\S+)")[1]
+        server.wait_for(known)
+        answers = [httpx.get(f"{url}/v1/policies", headers={"authorization": f"Bearer {key}"}) for key in (old, new)]
+        assert [answer.status_code for answer in answers] == ([200, 401] if secret == old else [401, 200])
+        assert server.end() == 0
+    server = start("serve", PGENGINE_PORT="0", PGENGINE_WORKERS="0")
+    server.wait_for(r"^key +the one that PGENGINE_API_KEY named at an earlier start; .* keys revoke key_\w+` ends it")
+    assert server.end() == 0
 
 
 @slow

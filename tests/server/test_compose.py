@@ -21,7 +21,7 @@ import yaml
 from sqlalchemy import URL, create_engine, make_url, text
 
 ROOT = Path(__file__).parents[2]
-SECRETS = {"POSTGRES_PASSWORD": "0123456789abcdef", "PGENGINE_API_KEY": "a secret of the operator"}
+SECRETS = {"POSTGRES_PASSWORD": "0123456789abcdef", "PGENGINE_API_KEY": "a-secret-of-the-operator"}
 
 
 def _interpolate(value: Any, environment: Mapping[str, str]) -> Any:

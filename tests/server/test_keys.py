@@ -29,19 +29,47 @@ def test_scopes() -> None:
     assert all(store.ANYBODY.allows(scope) for scope in store.SCOPES)
 
 
+SECRET = "the-operators-own-secret"
+
+
 def test_the_operators_own_secret_is_one_key_however_often_the_server_starts(database: Database) -> None:
     for _ in range(2):
         with database.write() as session:
-            row = store.ensure(session, "a secret of the operator", "settings")
+            assert store.ensure(session, SECRET, "settings") == []
     with database.write() as session:
+        [row] = store.list_(session, PageQuery()).rows
         store.revoke(session, row.id)
     with database.write() as session:
-        store.ensure(session, "a secret of the operator", "settings")
+        store.ensure(session, SECRET, "settings")
     with database.read() as session:
-        identity = store.verify(session, "a secret of the operator")
+        identity = store.verify(session, SECRET)
         assert identity is not None
         assert identity.allows("admin")
         assert len(store.list_(session, PageQuery()).rows) == 1
+
+
+def test_another_secret_of_the_operator_replaces_the_one_before(database: Database) -> None:
+    with database.write() as session:
+        _, generated = store.create(session, "first start", ["read"])
+        store.create(session, "dashboard", ["read"])
+    # the second one is a key that was there before: it is the operator's now, and replaced like any other
+    for number, secret in enumerate((SECRET, generated, "yet-another-of-the-operator")):
+        with database.write() as session:
+            replaced = store.ensure(session, secret, "settings")
+            assert len(replaced) == min(number, 1)
+            assert all(row.revoked_at is not None for row in replaced)
+        with database.read() as session:
+            identity = store.verify(session, secret)
+            assert identity is not None
+            assert identity.allows("admin")
+            mine = store.valid(session, "settings")
+            assert mine is not None
+            assert mine.id == identity.key_id
+    with database.read() as session:
+        assert store.verify(session, SECRET) is None
+        assert store.verify(session, generated) is None
+        valid = [row.name for row in store.list_(session, PageQuery()).rows if row.revoked_at is None]
+        assert sorted(valid) == ["dashboard", "settings"]
 
 
 def test_a_revoked_key_is_unknown_and_stays_listed(database: Database) -> None:

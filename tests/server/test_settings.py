@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from server.settings import Settings, is_loopback
+from server.settings import Settings, is_loopback, program_environment
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -57,7 +57,7 @@ def test_defaults_fit_together() -> None:
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGENGINE_ENVIRONMENTS", "My-v0, Other-v1,")
     monkeypatch.setenv("PGENGINE_DATA_DIR", "/srv/pg")
-    monkeypatch.setenv("PGENGINE_API_KEY", "a secret of the operator")
+    monkeypatch.setenv("PGENGINE_API_KEY", "a-secret-of-the-operator")
     settings = Settings()
     assert settings.environments == ["My-v0", "Other-v1"]
     assert settings.database_url == "sqlite:////srv/pg/pgengine.db"
@@ -69,8 +69,15 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"renew_seconds": 5.0}, "PGENGINE_RENEW_SECONDS must be less than half"),
         ({"no_auth": True, "host": "0.0.0.0"}, "loopback"),
-        ({"no_auth": True, "api_key": "0123456789abcdef"}, "contradict"),
-        ({"api_key": "short"}, "16 characters"),
+        ({"no_auth": True, "api_key": "0123456789abcdef01234567"}, "contradict"),
+        ({"api_key": ""}, "24 characters"),
+        ({"api_key": "0123456789abcdef0123456"}, "24 characters.*openssl rand"),
+        ({"api_key": " 0123456789abcdef0123456 "}, "24 characters"),
+        ({"api_key": "a secret of the operator"}, "visible ASCII"),
+        ({"api_key": "0123456789abcdef\n01234567"}, "visible ASCII"),
+        ({"api_key": "0123456789abcdef\x0101234567"}, "visible ASCII"),
+        ({"api_key": "0123456789abcdef-schlüssel"}, "visible ASCII"),
+        ({"api_key": "0123456789abcdef-\udcff-01234567"}, "visible ASCII"),
         ({"environments": "os:system"}, "colon"),
         ({"allowed_origins": "lab.example"}, "scheme"),
         ({"port": 70_000}, "65535"),
@@ -87,17 +94,39 @@ def test_a_refusal_does_not_repeat_a_secret() -> None:
     assert "tooshort" not in str(error.value)
 
 
-def test_children_get_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", ["{}\n", "{} ", "\t{}\r\n"])
+def test_what_a_file_or_a_shell_leaves_around_a_key_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.setenv("PGENGINE_API_KEY", written.format("a-secret-of-the-operator"))
+    key = Settings().api_key
+    assert key is not None
+    assert key.get_secret_value() == "a-secret-of-the-operator"
+
+
+def test_workers_get_the_same_settings_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGENGINE_API_KEY", "a-secret-of-the-operator")
+    monkeypatch.setenv("PGENGINE_HOST", "localhost")
+    monkeypatch.setenv("OTHER", "kept")
     settings = Settings(
-        port=0,
-        api_key=SecretStr("a secret of the operator"),
-        allowed_hosts=["a.example", "b.example"],
-        data_dir=Path("/srv"),
-        lease_seconds=8.5,
+        port=0, allowed_hosts=["a.example", "b.example"], data_dir=Path("/srv"), lease_seconds=8.5, host="127.0.0.1"
     )
-    for name, value in settings.environment().items():
+    environment = settings.environment()
+    assert environment["OTHER"] == "kept"
+    assert "a-secret-of-the-operator" not in environment.values()
+    monkeypatch.delenv("PGENGINE_API_KEY")
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert Settings() == settings
+    assert Settings() == settings.model_copy(update={"api_key": None})
+
+
+def test_what_computes_has_nothing_that_opens_the_database_or_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGENGINE_API_KEY", "PGENGINE_DATABASE_URL", "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("OTHER", "kept")
+    environment = program_environment(2)
+    assert environment["OTHER"] == "kept"
+    assert "secret" not in environment.values()
 
 
 @pytest.mark.parametrize(
