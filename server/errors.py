@@ -175,7 +175,7 @@ class Conflict(ApiError):
 
 
 class PolicyBusy(Conflict):
-    """A training job of this policy has not ended; at most one may be at work."""
+    """A training job of this policy, which `detail` names, has not ended; at most one may be at work."""
 
     code = "policy_busy"
     title = "Another training job of this policy has not ended."

@@ -4,8 +4,10 @@ Knows HTTP and FastAPI; knows no feature.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, cast
+from types import UnionType
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -13,7 +15,9 @@ from fastapi.dependencies.models import Dependant
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from sqlalchemy.orm import Session
+from starlette.datastructures import QueryParams
 
 from server.bodies import LARGEST_INTEGER, MAX_ERRORS, MAX_NAME, decode
 from server.database import Database
@@ -164,38 +168,86 @@ def _weight(accept: str, media_type: str) -> float:
 
 
 class StrictRoute(APIRoute):
-    """A route whose JSON body is read by `decode`, and that refuses query parameters which it does not know."""
+    """A route that reads its JSON body by `decode`, and its parameters strictly.
+
+    Unknown ones are refused, single ones may stand once, lists are repeated or separated by commas, and a whole number
+    is written in digits.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, with the query checked and the body read before it."""
+        """The handler, with parameters checked and the body read before it."""
         handle = super().get_route_handler()
-        known = frozenset(_parameters(self.dependant))
+        known = dict(_parameters(self.dependant))
+        whole = [field.alias for field in self.dependant.path_params if _type_of(field.field_info) is int]
         has_body = self.body_field is not None
 
         async def strict(request: Request) -> Response:
-            check_parameters(request.query_params, known)
-            if not has_body:
-                return await handle(request)
-            raw = await request.body()
-            depth = cast(Settings, request.app.state.settings).max_body_depth
-            value = decode(raw, depth) if len(raw) < LARGE_BODY else await run_in_threadpool(decode, raw, depth)
-            # what was sent, to the byte, is what an Idempotency-Key stands for
-            request.state.body = raw
-            return await handle(_Decoded(request, raw, value))
+            query = _read_query(request.query_params.multi_items(), known)
+            _check_whole({name: request.path_params[name] for name in whole})
+            raw, value = b"", None
+            if has_body:
+                raw = await request.body()
+                depth = cast(Settings, request.app.state.settings).max_body_depth
+                value = decode(raw, depth) if len(raw) < LARGE_BODY else await run_in_threadpool(decode, raw, depth)
+                # what was sent, to the byte, is what an Idempotency-Key stands for
+                request.state.body = raw
+            return await handle(_Strict(request, query, raw, value))
 
         return strict
 
 
-def _parameters(dependant: Dependant) -> Iterator[str]:
-    """Names of the query parameters that a route and its dependencies read."""
+def _parameters(dependant: Dependant) -> Iterator[tuple[str, Any]]:
+    """Names and types of the query parameters that a route and its dependencies read; None for lists of any type."""
     for field in dependant.query_params:
         model = field.field_info.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            yield from model.model_fields
+            yield from ((name, _type_of(inner)) for name, inner in model.model_fields.items())
         else:
-            yield field.alias
+            yield field.alias, _type_of(field.field_info)
     for inner in dependant.dependencies:
         yield from _parameters(inner)
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """What a single parameter is, or `list`, whether or not it may be absent."""
+    annotation = field.annotation
+    members = [one for one in get_args(annotation) if one is not type(None)]
+    if get_origin(annotation) in (Union, UnionType) and len(members) == 1:
+        annotation = members[0]
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return get_origin(annotation) or annotation
+
+
+def _read_query(items: Sequence[tuple[str, str]], known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parameters of a query, lists written out."""
+    check_parameters([name for name, _ in items], known)
+    counts = Counter(name for name, _ in items)
+    repeated = [name for name, count in counts.items() if count > 1 and known[name] is not list]
+    if repeated:
+        message = "This parameter may stand once."
+        raise InvalidRequest(
+            errors=[FieldError(pointer_to("", name), "repeated_parameter", message) for name in repeated]
+        )
+    _check_whole({name: value for name, value in items if known[name] is int})
+    return [(name, one) for name, value in items for one in (_listed(value) if known[name] is list else [value])]
+
+
+def _listed(value: str) -> list[str]:
+    # what holds no name at all stays, so that it is not taken for absent
+    return [name for part in value.split(",") if (name := part.strip())] or [""]
+
+
+def _check_whole(values: Mapping[str, str]) -> None:
+    """Whether parameters that are whole numbers are written so: Python also reads `1_0`, ` 1`, `+1`, `1.0` and `１`.
+
+    Raises:
+        InvalidRequest: naming those that are not.
+    """
+    faults = [name for name, value in values.items() if not re.fullmatch(r"-?[0-9]+", value)]
+    if faults:
+        message = "Expected a whole number, written with the digits 0 to 9 alone."
+        raise InvalidRequest(errors=[FieldError(pointer_to("", name), "int_parsing", message) for name in faults])
 
 
 def check_parameters(names: Iterable[str], known: Collection[str]) -> None:
@@ -204,7 +256,7 @@ def check_parameters(names: Iterable[str], known: Collection[str]) -> None:
     Raises:
         InvalidRequest: naming those that it has not.
     """
-    unknown = [name for name in names if name not in known]
+    unknown = dict.fromkeys(name for name in names if name not in known)
     if unknown:
         expected = f"expected {', '.join(sorted(known))}" if known else "this route has none"
         message = f"This parameter is not known here; {expected}."
@@ -212,9 +264,12 @@ def check_parameters(names: Iterable[str], known: Collection[str]) -> None:
         raise InvalidRequest(errors=faults[:MAX_ERRORS])
 
 
-class _Decoded(Request):
-    def __init__(self, request: Request, raw: bytes, value: Any) -> None:
+class _Strict(Request):
+    """A request whose query and body have been read."""
+
+    def __init__(self, request: Request, query: list[tuple[str, str]], raw: bytes, value: Any) -> None:
         super().__init__(request.scope, request.receive)
+        self._query_params = QueryParams(query)
         self._body = raw
         self._value = value
 
@@ -243,7 +298,7 @@ def _field_error(error: Mapping[str, Any], body: Any) -> FieldError:
     place, *parts = error["loc"]
     context = error.get("ctx") or {}
     kind = error["type"]
-    pointer = _walk(body, parts, missing=kind == "missing") if place == "body" else _joined(parts)
+    pointer = _walk(body, parts, missing=kind == "missing") if place == "body" else _joined(parts[:1])
     match kind:
         case "extra_forbidden":
             return FieldError(pointer, "unknown_field", "This field is not known here.")

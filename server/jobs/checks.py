@@ -226,13 +226,14 @@ def list_gradient_check_events(
     check_id: Id,
     database: Db,
     after: tail.After = None,
+    last_event_id: tail.LastEventId = None,
     limit: tail.PageSize = 100,
     follow: tail.Follow = True,
 ) -> Response:
     """Oldest first: a JSON page, or Server-Sent Events where Accept asks for `text/event-stream`."""
     follower = cast(tail.Tail, request.app.state.tail)
     return tail.events_response(
-        request, database, follower, check_id, after=after, limit=limit, follow=follow, kind=KIND
+        request, database, follower, check_id, after=after, seen=last_event_id, limit=limit, follow=follow, kind=KIND
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi import Body as JsonBody
 from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
 from sqlalchemy.orm import Session
 
 import pgengine
@@ -25,7 +26,7 @@ from server.database import Database
 from server.environments.routes import Allowed, Known, known, stored
 from server.environments.schemas import BANDIT, CARTPOLE, FROZEN_LAKE, LQR
 from server.environments.types import AllowList
-from server.errors import FieldError, InvalidRequest, NotFound, PolicyBusy
+from server.errors import FieldError, InvalidRequest, NotFound
 from server.idempotency import Reply
 from server.ids import JobId, is_id
 from server.jobs import history, store, tail
@@ -196,8 +197,8 @@ def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Re
     policy_id = draft.policy if isinstance(draft.policy, str) else None
     if policy_id is not None:
         with database.read() as session:
-            if store.is_busy(session, policy_id):
-                raise PolicyBusy
+            if (job_id := store.at_work(session, policy_id)) is not None:
+                raise store.policy_busy(job_id)
     spec = draft.spec
     answer = TrainingJobValidation(
         policy_id=policy_id,
@@ -412,17 +413,26 @@ def list_training_job_events(
     job_id: Id,
     database: Db,
     after: tail.After = None,
+    last_event_id: tail.LastEventId = None,
     limit: tail.PageSize = 100,
     follow: tail.Follow = True,
 ) -> Response:
     """Oldest first: a JSON page, or Server-Sent Events where Accept asks for `text/event-stream`.
 
-    A stream replays what follows `Last-Event-ID` or `after`, goes on with what happens, and ends behind the terminal
-    event.
+    A stream replays what follows `Last-Event-ID`, `lastEventId` or `after`, goes on with what happens, and ends behind
+    the terminal event; who has seen that one is answered 204, so that a browser does not connect again.
     """
     follower = cast(tail.Tail, request.app.state.tail)
     return tail.events_response(
-        request, database, follower, job_id, after=after, limit=limit, follow=follow, kind="training"
+        request,
+        database,
+        follower,
+        job_id,
+        after=after,
+        seen=last_event_id,
+        limit=limit,
+        follow=follow,
+        kind="training",
     )
 
 
@@ -447,12 +457,12 @@ def get_training_job_metrics(
     job_id: Id,
     database: Db,
     keys: Annotated[
-        str | None,
+        list[Annotated[str, Field(max_length=64)]] | None,
         Query(
-            max_length=2048,
-            description="Names of metrics, separated by commas; all of them if left out. update, env_steps and attempt "
-            "stand in every row and need no name.",
-            examples=["mean_return,entropy"],
+            max_length=200,
+            description="Names of metrics, repeated or separated by commas; all of them if left out. update, env_steps "
+            "and attempt stand in every row and need no name.",
+            examples=[["mean_return", "entropy"]],
         ),
     ] = None,
     from_update: Annotated[int, Query(ge=0, le=LARGEST_INTEGER, description="First update.")] = 0,
@@ -469,7 +479,7 @@ def get_training_job_metrics(
 ) -> Response:
     """Metrics of the job's updates: in columns as JSON, or in rows as CSV or NDJSON, as Accept asks."""
     media_type = negotiated(accept, (JSON, CSV, NDJSON))
-    names = None if keys is None else [name.strip() for name in keys.split(",") if name.strip()]
+    names = None if keys is None else [name for name in keys if name]
     with database.read() as session:
         store.get(session, job_id, "training")
         known = history.names(session, job_id)

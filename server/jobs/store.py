@@ -48,6 +48,7 @@ __all__ = [
     "QueueReason",
     "any_expired",
     "any_queued",
+    "at_work",
     "claim",
     "create",
     "delete",
@@ -55,9 +56,9 @@ __all__ = [
     "figures",
     "finish",
     "get",
-    "is_busy",
     "list_",
     "lose",
+    "policy_busy",
     "queue_reason",
     "reap",
     "release",
@@ -196,13 +197,14 @@ def create(
         created_at=instant,
         queued_at=instant,
     )
-    session.add(job)
     try:
-        session.flush()
+        with session.begin_nested():
+            session.add(job)
     except IntegrityError as error:
         # the partial unique index is the only judge: looking first would leave a gap between two requests
         if "uq_job_policy_id_training_active" in str(error.orig) or "job.policy_id" in str(error.orig):
-            raise PolicyBusy from error
+            assert policy_id is not None
+            raise policy_busy(at_work(session, policy_id)) from error
         raise
     history.emit(session, job, "status", _status_data(job), instant)
     session.flush()
@@ -218,10 +220,17 @@ def get(session: Session, job_id: str, kind: JobKind | None = None) -> Job:
     return _of_kind(session.get(Job, job_id), kind)
 
 
-def is_busy(session: Session, policy_id: str) -> bool:
-    """Whether a training job of the policy has not ended, so that another one would be refused now."""
+def at_work(session: Session, policy_id: str) -> str | None:
+    """Id of the training job of the policy that has not ended, so that another one would be refused now; or None."""
     active = (Job.kind == "training", Job.policy_id == policy_id, Job.status.not_in(TERMINAL_STATUSES))
-    return session.scalar(select(Job.id).where(*active).limit(1)) is not None
+    return session.scalar(select(Job.id).where(*active).limit(1))
+
+
+def policy_busy(job_id: str | None) -> PolicyBusy:
+    """The refusal that names the training job at work; None where it has ended meanwhile."""
+    if job_id is None:
+        return PolicyBusy("Another training job of this policy ended at this moment; send the request again.")
+    return PolicyBusy(f"{job_id} trains this policy and has not ended; wait for its end, or cancel it.")
 
 
 def list_(

@@ -30,9 +30,17 @@ from server.metrics import Metrics
 from server.pages import LARGEST_PAGE
 from server.request import LARGEST_INTEGER, invalid, negotiated
 
-__all__ = ["OPENAPI", "After", "Follow", "PageSize", "Tail", "events_response"]
+__all__ = ["OPENAPI", "After", "Follow", "LastEventId", "PageSize", "Tail", "events_response"]
 
 After = Annotated[str | None, Query(description="Begin behind the event with this `seq`.", examples=["0"])]
+LastEventId = Annotated[
+    str | None,
+    Query(
+        alias="lastEventId",
+        description="The same as the header Last-Event-ID, for clients that cannot send it; wins over `after`.",
+        examples=["0"],
+    ),
+]
 PageSize = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")]
 Follow = Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")]
 """Query parameters of every route that reads or follows events."""
@@ -56,6 +64,7 @@ GOODBYE_SECONDS = 1.0
 """What is left to a client to take its last bytes when the server shuts down."""
 
 MEDIA_TYPE = "text/event-stream"
+_UNCACHED = {"cache-control": "no-store"}
 JSON = "application/json"
 
 _log = logging.getLogger(__name__)
@@ -368,11 +377,14 @@ def events_response(
     job_id: str,
     *,
     after: str | None,
+    seen: str | None,
     limit: int,
     follow: bool,
     kind: JobKind | None = None,
 ) -> Response:
     """The answer to `GET …/events`: a JSON page, or a stream where the Accept header asks for one.
+
+    A browser connects again when a stream has ended, until it is answered 204; so does who has seen the terminal event.
 
     Args:
         request: What Accept and Last-Event-ID are read from.
@@ -380,6 +392,7 @@ def events_response(
         tail: What follows them.
         job_id: The job.
         after: Query parameter: begin behind this event.
+        seen: Query parameter: what the header Last-Event-ID says, for clients that cannot send it.
         limit: Most events of a page; a stream has no such bound.
         follow: Whether a stream goes on with the events that are still to come.
         kind: What kind of job it has to be; None for any.
@@ -389,17 +402,23 @@ def events_response(
         InvalidRequest: if `after` or Last-Event-ID is no number of an event.
         NotAcceptable: if Accept names neither JSON nor an event stream.
     """
-    position = _position("after", after)
-    reconnected = _position("last-event-id", request.headers.get("last-event-id"))
+    begin = 0 if after is None else _position("after", after)
+    header = request.headers.get("last-event-id")
+    # who connects again sends the address as it was, with its old `after`; and the browser's own header is newer than
+    # what a page wrote into the address. Empty is what a client sends that has seen nothing
+    position = begin
+    for name, value in (("lastEventId", seen), ("last-event-id", header)):
+        position = _position(name, value) if value else position
     wanted = negotiated(request.headers.get("accept", "*/*"), (JSON, MEDIA_TYPE))
     with database.read() as session:
-        if job_id not in history.heads(session, [job_id], kind):
+        head = history.heads(session, [job_id], kind).get(job_id)
+        if head is None:
             raise NotFound("There is no such job.")
         if wanted == JSON:
-            return _page_response(history.events(session, job_id, position or 0, limit + 1), limit)
-    # a browser that connects again sends the header, and the address with its old `after`
-    begin = position or 0 if reconnected is None else reconnected
-    return _EventStream(tail, tail.follow(job_id, begin) if follow else tail.replay(job_id, begin))
+            return _page_response(history.events(session, job_id, begin, limit + 1), limit)
+    if head.is_terminal and position >= head.seq:
+        return Response(status_code=204, headers=_UNCACHED)
+    return _EventStream(tail, tail.follow(job_id, position) if follow else tail.replay(job_id, position))
 
 
 def _page_response(events: Sequence[Mapping[str, Any]], limit: int) -> Response:
@@ -410,9 +429,7 @@ def _page_response(events: Sequence[Mapping[str, Any]], limit: int) -> Response:
     return Response(_encode(page), media_type=JSON)
 
 
-def _position(name: str, value: str | None) -> int | None:
-    if value is None:
-        return None
+def _position(name: str, value: str) -> int:
     if value.isascii() and value.isdigit() and len(value) <= 16 and int(value) <= LARGEST_INTEGER:
         return int(value)
     raise invalid(f"/{name}", "malformed_cursor", f"Expected the seq of an event, 0 to {LARGEST_INTEGER}.")
@@ -424,7 +441,7 @@ class _EventStream(StreamingResponse):
     media_type = MEDIA_TYPE
 
     def __init__(self, tail: Tail, frames: AsyncGenerator[bytes]) -> None:
-        super().__init__(frames, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        super().__init__(frames, headers=_UNCACHED | {"x-accel-buffering": "no"})
         self._tail = tail
         self._frames = frames
 
@@ -455,8 +472,9 @@ OPENAPI: dict[str, Any] = {
             "name": "Last-Event-ID",
             "in": "header",
             "required": False,
-            "description": "Sent by clients of event streams when they connect again; takes precedence over `after`.",
-            "schema": {"type": "string", "pattern": "^[0-9]{1,16}$"},
+            "description": "Sent by clients of event streams when they connect again: a stream begins behind the event "
+            "with this `seq`. Wins over `lastEventId`, which wins over `after`; empty is as good as absent.",
+            "schema": {"type": "string", "pattern": "^[0-9]{0,16}$"},
         }
     ],
     "responses": {
@@ -464,8 +482,8 @@ OPENAPI: dict[str, Any] = {
             "description": (
                 "A page of events, or a stream of them where `Accept` asks for `text/event-stream`: `id` is `seq`, "
                 "`event` is `type`, `data` is the same object as in a page. The stream replays what lies behind "
-                "`Last-Event-ID` or `after`, goes on with what comes, and ends behind the terminal event; a comment "
-                "every 15 seconds keeps it open. With `follow=false` it ends at the newest event. "
+                "`Last-Event-ID`, `lastEventId` or `after`, goes on with what comes, and ends behind the terminal "
+                "event; a comment every 15 seconds keeps it open. With `follow=false` it ends at the newest event. "
                 "A gradient check has events of its states only: how far it is says its `progress`."
             ),
             "content": {
@@ -483,7 +501,8 @@ OPENAPI: dict[str, Any] = {
                 },
                 MEDIA_TYPE: {"schema": {"type": "string"}},
             },
-        }
+        },
+        "204": {"description": "To a stream: the job has ended, and the client has seen all events. Browsers stop."},
     },
 }
 """What the operation's OpenAPI description has beside its path and query parameters."""

@@ -95,14 +95,14 @@ def test_only_training_makes_a_policy_busy(database: Database, new_policy: Any) 
     created(database, policy)
     created(database, policy)
     with database.read() as session:
-        assert not store.is_busy(session, policy.id)
+        assert store.at_work(session, policy.id) is None
     training = created(database, policy, "training")
     with database.read() as session:
-        assert store.is_busy(session, policy.id)
+        assert store.at_work(session, policy.id) is not None
     with database.write() as session:
         store.request_cancel(session, training.id)
     with database.read() as session:
-        assert not store.is_busy(session, policy.id)
+        assert store.at_work(session, policy.id) is None
 
 
 def test_a_check_brings_the_checkpoint_that_it_was_made_for(database: Database, new_policy: Any) -> None:

@@ -387,6 +387,19 @@ LISTS = [("/v1/environments", "env"), ("/v1/policies", "pol"), ("/v1/training-jo
         ("limit=0", "invalid_request", ("/limit", "greater_than_equal")),
         ("limit=201", "invalid_request", ("/limit", "less_than_equal")),
         ("limit=ten", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=1_0", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=%201", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=1%0A", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=%2B1", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=10.0", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=1e2", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=0x10", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=%EF%BC%91", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=%D9%A1", "invalid_request", ("/limit", "int_parsing")),
+        ("limit=1&limit=2", "invalid_request", ("/limit", "repeated_parameter")),
+        ("limit=1&order=asc&limit=1", "invalid_request", ("/limit", "repeated_parameter")),
+        ("order=asc&order=desc", "invalid_request", ("/order", "repeated_parameter")),
         ("limit=" + "9" * 5000, "invalid_request", ("/limit", "int_parsing_size")),
         ("order=up", "invalid_request", ("/order", "literal_error")),
         ("after=nonsense", "invalid_cursor", ("/after", "invalid_cursor")),
@@ -417,6 +430,10 @@ def test_a_bad_idempotency_key_is_refused(api: Any, problem: Callable[..., Any],
         ("max_points=10001", ("/max_points", "less_than_equal")),
         ("from_update=9007199254740992", ("/from_update", "less_than_equal")),
         ("keys=" + "x" * 3000, ("/keys", "string_too_long")),
+        ("keys=mean_return&keys=" + "x" * 65, ("/keys", "string_too_long")),
+        ("keys=" + ",".join("x" * 201), ("/keys", "too_long")),
+        ("max_points=1_000", ("/max_points", "int_parsing")),
+        ("max_points=10&max_points=20", ("/max_points", "repeated_parameter")),
     ],
 )
 def test_a_bad_query_of_metrics_is_refused(
@@ -446,6 +463,34 @@ def test_a_misspelt_parameter_is_refused_by_every_route(
 ) -> None:
     faults = [("/limitt", "unknown_field"), ("/a~1b", "unknown_field")]
     problem(api(method, f"{path}?limitt=1&limitt=2&a/b="), 422, "invalid_request", *faults)
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        (f"/v1/training-jobs/job_{UNKNOWN}/updates/1_0", ("/update", "int_parsing")),
+        (f"/v1/training-jobs/job_{UNKNOWN}/updates/+1", ("/update", "int_parsing")),
+        (f"/v1/training-jobs/job_{UNKNOWN}/updates/1?episodes=1&episodes=1", ("/episodes", "repeated_parameter")),
+        (f"/v1/training-jobs/job_{UNKNOWN}/events?after=1&after=2", ("/after", "repeated_parameter")),
+        (f"/v1/training-jobs/job_{UNKNOWN}/events?lastEventId=1&lastEventId=2", ("/lastEventId", "repeated_parameter")),
+        (f"/v1/training-jobs/job_{UNKNOWN}/events?follow=false&follow=true", ("/follow", "repeated_parameter")),
+        (f"/v1/gradient-checks/job_{UNKNOWN}/events?limit=2_0", ("/limit", "int_parsing")),
+        ("/v1/training-jobs?status=queued,runing", ("/status", "literal_error")),
+        ("/v1/training-jobs?status=", ("/status", "literal_error")),
+        ("/v1/gradient-checks?policy_id=a&policy_id=b", ("/policy_id", "repeated_parameter")),
+    ],
+)
+def test_parameters_are_read_strictly_everywhere(
+    api: Any, problem: Callable[..., Any], path: str, fault: tuple[str, str]
+) -> None:
+    problem(api.get(path), 422, "invalid_request", fault)
+
+
+def test_a_single_parameter_of_a_post_stands_once(api: Any, problem: Callable[..., Any]) -> None:
+    path = "/v1/training-jobs?validate_only=true&validate_only=false"
+    fault = ("/validate_only", "repeated_parameter")
+    problem(api.post(path, {"environment": CARTPOLE}), 422, "invalid_request", fault)
+    assert api.get("/v1/training-jobs").json()["data"] == []
 
 
 def test_what_a_route_reads_from_elsewhere_is_no_query_parameter(api: Any, problem: Callable[..., Any]) -> None:

@@ -279,6 +279,9 @@ def test_what_stands_in_every_row_is_no_second_column(any_api: Any, database: Da
         ("", sorted(history.METRICS)),
         ("?keys=update,env_steps,attempt", []),
         ("?keys=env_steps, mean_return,mean_return", ["mean_return"]),
+        ("?keys=mean_return&keys=entropy", ["entropy", "mean_return"]),
+        ("?keys=mean_return,&keys=,entropy,update", ["entropy", "mean_return"]),
+        ("?keys=", []),
     ):
         body = any_api.get(path + query).json()
         assert sorted(body["keys"]) == sorted(body["values"]) == names
@@ -289,6 +292,30 @@ def test_what_stands_in_every_row_is_no_second_column(any_api: Any, database: Da
         pairs = json.loads(lines[1], object_pairs_hook=list)
         assert pairs[:3] == [("update", 2), ("env_steps", 20), ("attempt", 1)]
         assert sorted(name for name, _ in pairs[3:]) == sorted([*names, "nonfinite"])
+
+
+def test_lists_of_states_are_repeated_or_separated_by_commas(any_api: Any) -> None:
+    job = any_api.created(JOBS, {"environment": CARTPOLE})
+    for query, found in (
+        ("status=queued", 1),
+        ("status=running&status=queued", 1),
+        ("status=running,queued", 1),
+        ("status=running, queued&status=failed", 1),
+        ("status=running,failed", 0),
+    ):
+        ids = [one["id"] for one in any_api.get(f"{JOBS}?{query}").json()["data"]]
+        assert ids == [job["id"]][:found], query
+
+
+def test_a_busy_policy_names_the_job_that_trains_it(any_api: Any, problem: Callable[..., Any]) -> None:
+    job = any_api.created(JOBS, {"environment": CARTPOLE})
+    body = {"environment": CARTPOLE, "policy": job["policy_id"]}
+    for query in ("", "?validate_only=true"):
+        refused = problem(any_api.post(JOBS + query, body), 409, "policy_busy")
+        assert job["id"] in refused["detail"]
+    # what was refused has left nothing half done
+    assert any_api.post(f"{JOBS}/{job['id']}/cancel").status_code == 200
+    assert any_api.post(JOBS, body).status_code == 201
 
 
 def test_a_misspelt_metric_is_refused_with_those_that_there_are(
