@@ -346,7 +346,10 @@ def test_the_operators_key_works_and_is_not_shown(start: Any) -> None:
 @slow
 def test_another_key_of_the_operator_replaces_the_one_before(start: Any) -> None:
     old, new = "a-secret-of-the-operator", "another-one-of-the-operator"
-    for secret, known in ((old, r"^key +the one in PGENGINE_API_KEY"), (new, r"key_revoked.*key_\w+.*the variable names another key")):
+    for secret, known in (
+        (old, r"^key +the one in PGENGINE_API_KEY"),
+        (new, r"key_revoked.*key_\w+.*the variable names another key"),
+    ):
         server = start("serve", PGENGINE_PORT="0", PGENGINE_API_KEY=secret, PGENGINE_WORKERS="0")
         url = server.wait_for(r"^API +(\S+)")[1]
         server.wait_for(known)
