@@ -40,13 +40,13 @@ class Demo:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_for(self, found: Callable[[str], object], seconds: float = 60.0) -> None:
+    def wait_for(self, found: Callable[[str], object], seconds: float = 600.0) -> None:
         """Until what was printed is as wished."""
         with self._more:
             self._more.wait_for(lambda: found(self.text) or not self._reader.is_alive(), seconds)
             assert found(self.text), self.text
 
-    def end(self, seconds: float = 120.0) -> int:
+    def end(self, seconds: float = 600.0) -> int:
         """The status, once it has ended by itself."""
         status = self.process.wait(seconds)
         self._reader.join(seconds)
@@ -123,6 +123,31 @@ def test_a_missed_target_is_a_failure(tmp_path: Path) -> None:
         assert demo.end() == 1, demo.text
     assert re.search(r"missed: the mean return [\d.]+ is below 475", demo.text), demo.text
     assert "The episode returned" in demo.text
+
+
+@slow
+def test_a_server_that_starts_slowly_is_waited_for_and_spoken_of(tmp_path: Path) -> None:
+    with _demo(tmp_path) as demo:
+        demo.wait_for(MOMENTS["while the server starts"])
+        (server,) = demo.tree()
+        server.suspend()  # as on a machine that is busy with other things
+        demo.wait_for(lambda text: text.count("It is still starting after") >= 2)
+        assert "listens at" not in demo.text
+        server.resume()
+        demo.wait_for(lambda text: "listens at" in text)
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.end() == 128 + signal.SIGINT, demo.text
+
+
+@slow
+def test_a_server_that_ends_before_it_listens_is_not_waited_for(tmp_path: Path) -> None:
+    with _demo(tmp_path) as demo:
+        demo.wait_for(MOMENTS["while the server starts"])
+        (server,) = demo.tree()
+        server.kill()
+        assert demo.end() == 1, demo.text
+    assert "the server ended before it listened" in demo.text
+    assert list(tmp_path.iterdir()) == []
 
 
 MOMENTS: Mapping[str, Callable[[str], object]] = {

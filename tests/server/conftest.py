@@ -140,7 +140,7 @@ class Program:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_for(self, pattern: str, timeout: float = 60.0, *, after: int = 0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 600.0, *, after: int = 0) -> re.Match[str]:
         """The first line from number `after` on that matches, as soon as it is written."""
 
         def found() -> re.Match[str] | None:
