@@ -33,6 +33,7 @@ __all__ = [
     "Idempotency",
     "Job",
     "Metric",
+    "MetricBlock",
     "Policy",
 ]
 
@@ -238,3 +239,18 @@ class Metric(NamingBase):
     env_steps: Mapped[int] = mapped_column(BigInteger)
     values: Mapped[dict[str, Any]]
     nonfinite: Mapped[list[str] | None] = mapped_column(JsonValue)
+
+
+class MetricBlock(NamingBase):
+    """Many updates of a long job in columns (`server.jobs.blocks`), in the place of as many rows of `metric`."""
+
+    __tablename__ = "metric_block"
+    __table_args__ = (
+        CheckConstraint("first_update >= 0 AND last_update >= first_update AND count >= 1", name="range"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    first_update: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    last_update: Mapped[int] = mapped_column(BigInteger)
+    count: Mapped[int]
+    content: Mapped[bytes] = mapped_column(LargeBinary)

@@ -518,9 +518,10 @@ def _csv(curves: history.Curves) -> str:
 
 def _ndjson(curves: history.Curves) -> str:
     names = [*history.IN_EVERY_ROW, *curves.values]
+    infinite = {name: set(updates) for name, updates in curves.nonfinite.items()}
     lines = []
     for row in _rows(curves):
-        nonfinite = [name for name, updates in curves.nonfinite.items() if row[0] in updates]
+        nonfinite = [name for name, updates in infinite.items() if row[0] in updates]
         lines.append(json.dumps(dict(zip(names, row, strict=True)) | {"nonfinite": nonfinite}))
     return "".join(f"{line}\n" for line in lines)
 

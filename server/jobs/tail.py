@@ -41,7 +41,15 @@ LastEventId = Annotated[
         examples=["0"],
     ),
 ]
-PageSize = Annotated[int, Query(ge=1, le=LARGEST_PAGE, description="Most events of a JSON page.")]
+PageSize = Annotated[
+    int,
+    Query(
+        ge=1,
+        le=LARGEST_PAGE,
+        description="Most events of a JSON page. A page ends earlier where its events name 2,000 updates; `has_more` "
+        "says whether more follow.",
+    ),
+]
 Follow = Annotated[bool, Query(description="Whether a stream goes on with events that are still to come.")]
 """Query parameters of every route that reads or follows events."""
 
@@ -56,6 +64,9 @@ RECENT_FRAMES = 256
 
 PAGE = 200
 """Events read in one transaction while a follower catches up."""
+
+PAGE_UPDATES = 2000
+"""A page, and what is read at once for a stream, ends where its events name so many updates: quick jobs name many."""
 
 SLOW_SECONDS = 60.0
 """A client that takes no byte for so long is cut off; it may come back with Last-Event-ID."""
@@ -333,7 +344,7 @@ class Tail:
                 if head is None:
                     news[job_id] = ([], True)
                 elif head.seq > position or head.is_terminal:
-                    frames = _framed(history.events(session, job_id, position, PAGE))
+                    frames = _framed(history.events(session, job_id, position, PAGE, PAGE_UPDATES))
                     last = frames[-1].seq if frames else position
                     news[job_id] = (frames, head.is_terminal and last >= head.seq)
         return news
@@ -344,7 +355,7 @@ class Tail:
 
     def _page(self, job_id: str, after: int) -> list[_Frame]:
         with self._database.read() as session:
-            return _framed(history.events(session, job_id, after, PAGE))
+            return _framed(history.events(session, job_id, after, PAGE, PAGE_UPDATES))
 
 
 async def _came(news: asyncio.Event, seconds: float) -> bool:
@@ -414,18 +425,18 @@ def events_response(
         head = history.heads(session, [job_id], kind).get(job_id)
         if head is None:
             raise NotFound("There is no such job.")
-        if wanted == JSON:
-            return _page_response(history.events(session, job_id, begin, limit + 1), limit)
+        events = history.events(session, job_id, begin, limit, PAGE_UPDATES) if wanted == JSON else None
+    if events is not None:
+        return _page_response(events, head)
     if head.is_terminal and position >= head.seq:
         return Response(status_code=204, headers=_UNCACHED)
     return _EventStream(tail, tail.follow(job_id, position) if follow else tail.replay(job_id, position))
 
 
-def _page_response(events: Sequence[Mapping[str, Any]], limit: int) -> Response:
-    has_more = len(events) > limit
-    data = events[:limit]
-    cursor = str(data[-1]["seq"]) if has_more else None
-    page = {"object": "list", "data": data, "has_more": has_more, "next_cursor": cursor}
+def _page_response(events: Sequence[Mapping[str, Any]], head: history.Head) -> Response:
+    has_more = bool(events) and events[-1]["seq"] < head.seq
+    cursor = str(events[-1]["seq"]) if has_more else None
+    page = {"object": "list", "data": events, "has_more": has_more, "next_cursor": cursor}
     return Response(_encode(page), media_type=JSON)
 
 

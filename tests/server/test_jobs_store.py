@@ -18,7 +18,7 @@ from server.ids import new_id
 from server.jobs import history, store
 from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.pages import PageQuery
-from server.tables import Checkpoint, Environment, Event, Job, Metric, Policy
+from server.tables import Checkpoint, Environment, Event, Job, Metric, MetricBlock, Policy
 
 LEASE = 30.0
 ENVIRONMENT = {"kind": "gymnasium", "id": "CartPole-v1"}
@@ -655,19 +655,126 @@ def test_curves_keep_each_bucket_s_peaks_of_each_metric(database: Database, new_
     assert unknown.values == {"c": [None, None]}
 
 
+def irregular(update: int) -> Measured:
+    """Metrics that come and go, and are infinite or not a number now and then."""
+    values = {"mean_return": math.sin(update) * update, "entropy": math.inf if update % 97 == 0 else 1 / update}
+    if update % 3 == 0:
+        values["gradient_noise"] = math.nan if update % 5 == 0 else float(update)
+    if update > 700:
+        values["exact_return"] = -float(update)
+    return Measured(update, 10 * update, values)
+
+
+def published(measured: Measured) -> dict[str, Any]:
+    """An update as events show it."""
+    nonfinite = [name for name, value in measured.values.items() if not math.isfinite(value)]
+    return {"update": measured.update, **history.finite(measured.values), "nonfinite": nonfinite}
+
+
+@pytest.mark.parametrize("size", [1, 100, 512, 2000])
+def test_a_long_history_says_the_same_however_it_came(database: Database, new_job: Any, size: int) -> None:
+    count = 300 if size == 1 else 2000
+    job = new_job()
+    claimed = claim(database)
+    expected = {update: irregular(update) for update in range(1, count + 1)}
+    for first in range(1, count + 1, size):
+        part = tuple(expected[update] for update in range(first, min(first + size, count + 1)))
+        report_to(database, claimed, Report(Progress(part[-1].update), part))
+    with database.read() as session:
+        # what is a row each is bounded, and what is read of a long job is not parsed update by update
+        assert (session.scalar(select(func.count()).select_from(Metric)) or 0) < 2 * history.BLOCK
+        whole = history.metrics(session, job.id, max_points=10_000)
+        part_ = history.metrics(session, job.id, ["entropy", "absent"], from_update=count - 57)
+        seen = [row for event in history.events(session, job.id, 2, 10_000) for row in event["data"]["metrics"]]
+        assert set(history.names(session, job.id)) >= {"mean_return", "entropy", *history.METRICS}
+    assert seen == [published(measured) for measured in expected.values()]
+    assert whole.updates == list(expected)
+    assert (whole.env_steps, set(whole.attempts)) == ([10 * update for update in expected], {1})
+    for name, column in whole.values.items():
+        assert column == [history.finite(measured.values).get(name) for measured in expected.values()]
+    infinite = {
+        name: [n for n, measured in expected.items() if not math.isfinite(measured.values.get(name, 0.0))]
+        for name in whole.values
+    }
+    assert whole.nonfinite == {name: found for name, found in infinite.items() if found}
+    assert (part_.recorded, part_.updates) == (58, list(range(count - 57, count + 1)))
+    assert part_.values["absent"] == [None] * 58
+
+
+@pytest.mark.parametrize("to", [0, 1, 255, 256, 257, 700, 1024, 1499])
+def test_a_crash_takes_a_long_history_back_to_the_checkpoint(database: Database, new_job: Any, to: int) -> None:
+    job = new_job()
+    claimed = claim(database)
+    if to:
+        report_to(database, claimed, with_checkpoint(updates(1, to)))
+    report_to(database, claimed, updates(to + 1, 1500))
+    expire(database, job.id)
+    with database.write() as session:
+        assert store.reap(session) == 1
+    again = claim(database)
+    assert again.updates == to
+    with database.read() as session:
+        assert history.metrics(session, job.id, max_points=10_000).updates == list(range(1, to + 1))
+    report_to(database, again, updates(to + 1, 1600, mean_return=-1.0))
+    with database.read() as session:
+        curves = history.metrics(session, job.id, ["mean_return"], max_points=10_000)
+    assert curves.updates == list(range(1, 1601))
+    assert curves.attempts == [1] * to + [2] * (1600 - to)
+    assert curves.values["mean_return"] == [float(n) for n in range(1, to + 1)] + [-1.0] * (1600 - to)
+
+
+def test_a_history_of_an_earlier_version_is_read_and_packed(database: Database, new_job: Any) -> None:
+    """All updates were rows once, however many."""
+    job = new_job()
+    claimed = claim(database)
+    with database.write() as session:
+        for n in range(1, 1001):
+            session.add(Metric(job_id=job.id, update=n, attempt=1, env_steps=n, values={"mean_return": n, "x": None}))
+    with database.read() as session:
+        before = history.metrics(session, job.id, max_points=10_000)
+    report_to(database, claimed, updates(1001, 1001, x=0.5))
+    with database.read() as session:
+        after = history.metrics(session, job.id, max_points=10_000)
+        assert (session.scalar(select(func.count()).select_from(Metric)) or 0) < history.BLOCK
+    assert after.values["mean_return"] == [*before.values["mean_return"], 1001.0]
+    assert after.values["x"] == [None] * 1000 + [0.5]
+
+
+def test_a_page_of_events_names_a_bounded_number_of_updates(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    for first in range(1, 3001, 300):
+        report_to(database, claimed, updates(first, first + 299))
+    seen: list[int] = []
+    after = 0
+    with database.read() as session:
+        while page := history.events(session, job.id, after, 200, 1000):
+            rows = [row["update"] for event in page if event["type"] == "metrics" for row in event["data"]["metrics"]]
+            assert len(rows) < 1000 + 300
+            seen += rows
+            after = page[-1]["seq"]
+    assert seen == list(range(1, 3001))
+
+
 @pytest.mark.slow
-def test_a_long_history_is_thinned(database: Database, new_job: Any) -> None:
+def test_a_very_long_history_is_thinned(database: Database, new_job: Any) -> None:
     job = new_job()
     claimed = claim(database)
     count = history.RECORDED_UPDATES + 1
     report_to(database, claimed, with_checkpoint(updates(1, count)))
     with database.read() as session:
-        numbers = list(session.scalars(select(Metric.update).where(Metric.job_id == job.id).order_by(Metric.update)))
+        curves = history.metrics(session, job.id, ["mean_return"], max_points=2 * count)
+        page = history.events(session, job.id, 2, 200)
+        few = history.events(session, job.id, 2, 200, 1)
     # every second one, and the newest stays
-    assert numbers == list(range(1, count + 1, 2))
+    assert curves.updates == list(range(1, count + 1, 2))
+    assert curves.values["mean_return"] == [float(n) for n in curves.updates]
+    assert sum(len(event["data"].get("metrics", ())) for event in page) == len(curves.updates)
+    # an event names a bounded number of updates, however many a report has brought
+    assert [event["data"]["to_update"] for event in few] == [history.EVENT_UPDATES]
+    report_to(database, claimed, with_checkpoint(updates(count + 1, count + 3)))
     with database.read() as session:
-        page = history.events(session, job.id, 2, 1)
-    assert len(page[0]["data"]["metrics"]) == len(numbers)
+        assert history.metrics(session, job.id, ["mean_return"], count).updates == list(range(count, count + 4))
 
 
 def test_lists_are_filtered(database: Database, new_job: Any) -> None:
@@ -702,7 +809,7 @@ def test_figures_count_jobs_queue_and_leases(database: Database, new_job: Any) -
 def test_only_an_ended_job_is_deleted_and_its_checkpoints_stay(database: Database, new_job: Any) -> None:
     job = new_job()
     claimed = claim(database)
-    report_to(database, claimed, with_checkpoint(updates(1, 3)))
+    report_to(database, claimed, with_checkpoint(updates(1, 700)))
     with pytest.raises(NotTerminal), database.write() as session:
         store.delete(session, job.id)
     finish(database, claimed, SUCCEEDED)
@@ -711,7 +818,7 @@ def test_only_an_ended_job_is_deleted_and_its_checkpoints_stay(database: Databas
     with database.read() as session:
         with pytest.raises(NotFound):
             store.get(session, job.id)
-        for table in (Event, Metric):
+        for table in (Event, Metric, MetricBlock):
             assert session.scalar(select(func.count()).select_from(table)) == 0
         kept = list(session.scalars(select(Checkpoint).order_by(Checkpoint.updates)))
-        assert [(row.updates, row.job_id) for row in kept] == [(0, None), (3, None)]
+        assert [(row.updates, row.job_id) for row in kept] == [(0, None), (700, None)]
