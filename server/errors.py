@@ -1,6 +1,7 @@
 """What the API raises, and how it is written.
 
     ApiError
+    ├── MalformedRequest        400  malformed_request
     ├── Unauthorized            401  unauthorized
     ├── Forbidden               403  forbidden
     ├── HostNotAllowed          403  host_not_allowed
@@ -8,6 +9,7 @@
     ├── NotFound                404  not_found
     ├── MethodNotAllowed        405  method_not_allowed
     ├── NotAcceptable           406  not_acceptable
+    ├── RequestTimeout          408  request_timeout
     ├── Conflict                409                        never worth repeating as it is: x-should-retry: false
     │   ├── PolicyBusy               policy_busy
     │   ├── InUse                    in_use
@@ -19,8 +21,10 @@
     │   └── InvalidCursor            invalid_cursor
     ├── IdempotencyKeyReused    422  idempotency_key_reused
     ├── TooManyRequests         429  too_many_requests
+    ├── HeadTooLarge            431  head_too_large
     ├── InternalError           500  internal
     ├── Unavailable             503  unavailable
+    ├── TooManyConnections      503  too_many_connections
     └── TookTooLong             503  took_too_long
 
 The leaves of this tree are the closed list of codes; docs/errors.md explains each one.
@@ -36,12 +40,14 @@ __all__ = [
     "Conflict",
     "FieldError",
     "Forbidden",
+    "HeadTooLarge",
     "HostNotAllowed",
     "IdempotencyKeyReused",
     "InUse",
     "InternalError",
     "InvalidCursor",
     "InvalidRequest",
+    "MalformedRequest",
     "MethodNotAllowed",
     "NotAcceptable",
     "NotCancellable",
@@ -50,6 +56,8 @@ __all__ = [
     "OriginNotAllowed",
     "PayloadTooLarge",
     "PolicyBusy",
+    "RequestTimeout",
+    "TooManyConnections",
     "TooManyRequests",
     "TookTooLong",
     "Unauthorized",
@@ -109,6 +117,14 @@ class ApiError(Exception):
         super().__init__(self.message)
 
 
+class MalformedRequest(ApiError):
+    """What was sent is not HTTP; the connection is closed."""
+
+    status = 400
+    code = "malformed_request"
+    title = "What was sent is not a request of HTTP/1.1."
+
+
 class Unauthorized(ApiError):
     """No key was sent, or it is unknown or revoked."""
 
@@ -164,6 +180,14 @@ class NotAcceptable(ApiError):
     status = 406
     code = "not_acceptable"
     title = "None of the accepted media types can be given."
+
+
+class RequestTimeout(ApiError):
+    """The head or the body of the request came too slowly; the connection is closed."""
+
+    status = 408
+    code = "request_timeout"
+    title = "The request did not come in time."
 
 
 class Conflict(ApiError):
@@ -251,6 +275,14 @@ class TooManyRequests(ApiError):
     default_headers = {"retry-after": "1"}
 
 
+class HeadTooLarge(ApiError):
+    """The request line and the headers are too many bytes, or there are too many headers; the connection is closed."""
+
+    status = 431
+    code = "head_too_large"
+    title = "The head of the request is too large."
+
+
 class InternalError(ApiError):
     """A mistake of the server; its log has the request_id and the traceback."""
 
@@ -265,6 +297,15 @@ class Unavailable(ApiError):
     status = 503
     code = "unavailable"
     title = "The server cannot answer now."
+    default_headers = {"retry-after": "1"}
+
+
+class TooManyConnections(ApiError):
+    """PGENGINE_MAX_CONNECTIONS is reached, and all of them are in use."""
+
+    status = 503
+    code = "too_many_connections"
+    title = "Too many connections are open."
     default_headers = {"retry-after": "1"}
 
 

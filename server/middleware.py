@@ -36,7 +36,18 @@ from server.logs import AccessLog, Answered, audit
 from server.metrics import Metrics
 from server.settings import Settings
 
-__all__ = ["ACT_ROUTE", "KEY_CACHE_SECONDS", "Asgi", "Caller", "Gate", "Receive", "Scope", "Send"]
+__all__ = [
+    "ACT_ROUTE",
+    "KEY_CACHE_SECONDS",
+    "SECURITY_HEADERS",
+    "Asgi",
+    "Caller",
+    "Gate",
+    "Receive",
+    "Scope",
+    "Send",
+    "request_id_for",
+]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -70,7 +81,7 @@ _ONCE = (
     b"idempotency-key",
     b"x-idempotency-key",
 )
-_SECURITY_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -148,6 +159,12 @@ class Gate:
             await self._app(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1008})
+
+    def refused(self, answered: Answered) -> None:
+        """Count and write down a request that was refused before it came here."""
+        self._metrics.request_finished(answered.route, answered.method, answered.status or 0, answered.seconds)
+        if self._access is not None and self._access.is_on:
+            self._access.write(answered)
 
     async def _http(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, exchange: "_Exchange") -> None:
         try:
@@ -237,10 +254,7 @@ class _Exchange:
         self._send = send
         self._metrics = metrics
         self._began = perf_counter()
-        if request_id is not None and _REQUEST_ID.fullmatch(request_id):
-            self.request_id = request_id.decode()
-        else:
-            self.request_id = uuid_utils.uuid7().hex
+        self.request_id = request_id_for(request_id)
         self.origin: bytes | None = None
         self.route: str | None = None
         self.status: int | None = None
@@ -249,7 +263,7 @@ class _Exchange:
         """Send a message of the response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *_SECURITY_HEADERS]
+            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
             if self.origin is not None:
                 headers += [(b"access-control-allow-origin", self.origin), (b"vary", b"Origin"), _EXPOSED_HEADERS]
             message = {**message, "headers": headers}
@@ -293,6 +307,13 @@ class _Exchange:
     def _count(self, status: int) -> None:
         # only the template of a route may become a label; paths are endless
         self._metrics.request_finished(self._template(), self._scope["method"], status, perf_counter() - self._began)
+
+
+def request_id_for(sent: bytes | None) -> str:
+    """The request id that a client has sent, if it can be one; otherwise a new one."""
+    if sent is not None and _REQUEST_ID.fullmatch(sent):
+        return sent.decode()
+    return uuid_utils.uuid7().hex
 
 
 class _Keys:

@@ -8,10 +8,11 @@ import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import uvicorn
 
+from server.connections import Connections, Limits
 from server.database import Database
 from server.settings import Settings
 from server.worker.stop import EXIT_WITH_STDIN
@@ -67,8 +68,16 @@ def serve(settings: Settings, database: Database, sock: socket.socket, on_start:
         app = create_app(settings, database)
     except ModuleNotImported as error:
         raise CannotServe(f"PGENGINE_ENVIRONMENT_MODULES: {error}", status=2) from error
+    limits = Limits(
+        connections=settings.max_connections,
+        head_seconds=settings.head_seconds,
+        body_seconds=settings.body_seconds,
+        discarded_bytes=settings.max_body_bytes,
+    )
     config = uvicorn.Config(
         app,
+        # uvicorn calls it for each connection; that it is a class is only said of it
+        http=cast(Any, Connections(limits, app.refused).protocol),
         log_config=None,
         access_log=False,
         lifespan="on",

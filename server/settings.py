@@ -7,6 +7,7 @@ result to the programs it starts through `Settings.environment()`.
 import ipaddress
 import os
 import re
+import resource
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -37,6 +38,10 @@ SHORTEST_KEY = 24
 """Characters of a key that an operator chose. Keys are kept as plain hashes, so a short one could be guessed back."""
 DATABASE_SECRETS = ("PGENGINE_DATABASE_URL", "PGPASSWORD", "PGPASSFILE", "PGSERVICEFILE")
 """Variables that open the database, the last three through PostgreSQL's own library."""
+OWN_DESCRIPTORS = 128
+"""What the database's connections, child programs and the log need at most, with room to spare."""
+
+MOST_CONNECTIONS = 100_000
 
 
 def program_environment(threads: int) -> dict[str, str]:
@@ -58,6 +63,14 @@ def _default_threads(data: dict[str, Any]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers: int = data["workers"]
     return max(1, min(4, cores // max(1, workers)))
+
+
+def _default_connections() -> int:
+    """Descriptors that this process may have, without those of the database and of child programs."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    return max(1, min(MOST_CONNECTIONS, max(allowed // 4, allowed - OWN_DESCRIPTORS)))
 
 
 class Settings(BaseSettings):
@@ -123,6 +136,12 @@ class Settings(BaseSettings):
     """What is logged: `debug`, `info` (a line for each request, too), `warning` or `error`."""
 
     # --- bounds
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default_factory=_default_connections)
+    """Most connections at once in one API process. Default: `ulimit -n`, less what the server needs itself."""
+    head_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """How long a request line and its headers may take to come."""
+    body_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """How long a body may take to come; 1,024 bytes give it another second."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**30)] = 16 * 2**20
     """Largest body of a request."""
     max_body_depth: Annotated[int, Field(ge=4, le=500)] = 64

@@ -130,7 +130,7 @@ os._exit(0)
 
 @pytest.mark.slow
 def test_requests_and_what_cannot_be_undone_are_written_down(start: Any) -> None:
-    secret = "a secret of the operator"
+    secret = "a-secret-of-the-operator"
     server = start("serve", PGENGINE_PORT="0", PGENGINE_API_KEY=secret, PGENGINE_WORKERS="0")
     url = server.wait_for(r"^API +(\S+)")[1]
     headers = {"authorization": f"Bearer {secret}"}
