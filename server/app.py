@@ -36,6 +36,7 @@ from server.errors import (
     Unavailable,
     problem,
 )
+from server.faults import field_errors
 from server.jobs import checks
 from server.jobs import routes as jobs
 from server.jobs import store as job_store
@@ -48,7 +49,7 @@ from server.middleware import Gate
 from server.openapi import describe
 from server.policies import routes as policies
 from server.policies.act import ActEndpoint
-from server.request import Db, field_errors
+from server.request import Db
 from server.settings import Settings
 
 __all__ = ["Application", "create_app"]
@@ -264,7 +265,13 @@ async def _on_spec_error(request: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     invalid = cast(RequestValidationError, error)
-    return _problem(request, InvalidRequest(errors=field_errors(invalid.errors(), invalid.body)))
+    return _problem(request, InvalidRequest(errors=field_errors(invalid.errors(), invalid.body, _body_type(request))))
+
+
+def _body_type(request: Request) -> Any:
+    """What the body of a request to this route is; None if it has none."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    return None if field is None else field.field_info.annotation
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

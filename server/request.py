@@ -12,6 +12,7 @@ from typing import Annotated, Any, Union, cast, get_args, get_origin
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,7 @@ from starlette.datastructures import QueryParams
 from server.bodies import LARGEST_INTEGER, MAX_ERRORS, MAX_NAME, decode
 from server.database import Database
 from server.errors import FieldError, InvalidRequest, NotAcceptable, invalid, pointer_to
+from server.faults import value_at, walked
 from server.idempotency import LONGEST_KEY, Reply, kept, once
 from server.settings import Settings
 
@@ -36,7 +38,6 @@ __all__ = [
     "Name",
     "StrictRoute",
     "check_parameters",
-    "field_errors",
     "invalid",
     "negotiated",
     "written",
@@ -191,9 +192,38 @@ class StrictRoute(APIRoute):
                 value = decode(raw, depth) if len(raw) < LARGE_BODY else await run_in_threadpool(decode, raw, depth)
                 # what was sent, to the byte, is what an Idempotency-Key stands for
                 request.state.body = raw
+            try:
+                return await handle(_Strict(request, query, raw, value))
+            except RequestValidationError as error:
+                # nothing of the route has run yet
+                if not (has_body and _mend_whole(error.errors(), value)):
+                    raise
             return await handle(_Strict(request, query, raw, value))
 
         return strict
+
+
+def _mend_whole(errors: Sequence[Any], body: Any) -> bool:
+    """Make integers of whole numbers such as 100.0 where integers are expected; says whether there were any.
+
+    JSON and its schemas know one kind of number, and some clients write all of them with a point. Done after the fact,
+    so that it costs nothing where nothing is to be done.
+    """
+    mended = False
+    for error in errors:
+        place, *loc = error["loc"]
+        if place != "body" or error["type"] != "int_type":
+            continue
+        *parent, last = walked(body, loc)
+        holder = value_at(body, parent)
+        # a list of integers says its first fault only
+        places = range(len(holder)) if isinstance(holder, list) else [last]
+        for place in places:
+            number = holder[place]
+            if isinstance(number, float) and number.is_integer() and abs(number) <= LARGEST_INTEGER:
+                holder[place] = int(number)
+                mended = True
+    return mended
 
 
 def _parameters(dependant: Dependant) -> Iterator[tuple[str, Any]]:
@@ -275,73 +305,3 @@ class _Strict(Request):
 
     async def json(self) -> Any:
         return self._value
-
-
-# --- pointers ---------------------------------------------------------------------------------------------------------
-
-
-def field_errors(errors: Sequence[Mapping[str, Any]], body: Any) -> list[FieldError]:
-    """Validation errors of pydantic as ours: places in the submitted body, no echo of what was sent.
-
-    Pydantic's places hold tags of unions, which the body does not have; so they are walked against the body.
-    """
-    found: dict[str, list[FieldError]] = {}
-    for error in errors:
-        one = _field_error(error, body)
-        alternatives = found.setdefault(one.pointer, [])
-        if one not in alternatives:
-            alternatives.append(one)
-    return [_merged(alternatives) for alternatives in list(found.values())[:MAX_ERRORS]]
-
-
-def _field_error(error: Mapping[str, Any], body: Any) -> FieldError:
-    place, *parts = error["loc"]
-    context = error.get("ctx") or {}
-    kind = error["type"]
-    pointer = _walk(body, parts, missing=kind == "missing") if place == "body" else _joined(parts[:1])
-    match kind:
-        case "extra_forbidden":
-            return FieldError(pointer, "unknown_field", "This field is not known here.")
-        case "model_attributes_type" | "model_type" | "dict_type":
-            return FieldError(pointer, "object_type", "Expected an object.")
-        case "union_tag_invalid":
-            expected = str(context["expected_tags"]).replace("'", "")
-            return FieldError(f"{pointer}/kind", "unknown_kind", f"Expected one of: {expected}.")
-        case "union_tag_not_found":
-            return FieldError(f"{pointer}/kind", "missing", "Expected an object with this field, which names its kind.")
-        case "string_pattern_mismatch" if identifier := re.match(r"\^(\w+)_\[0-9a-f\]", context["pattern"]):
-            prefix = identifier.group(1)
-            return FieldError(pointer, "malformed_id", f"Expected an id: {prefix}_ and 32 hexadecimal digits.")
-    # a validator of ours that looks at a whole object names the field in its context
-    pointer = pointer_to(pointer, context["field"]) if "field" in context else pointer
-    return FieldError(pointer, kind, error["msg"])
-
-
-def _walk(body: Any, parts: Sequence[str | int], *, missing: bool) -> str:
-    pointer, node, tagged = "", body, False
-    for index, part in enumerate(parts):
-        if missing and index == len(parts) - 1:
-            return pointer_to(pointer, part)
-        is_tag = isinstance(node, dict) and not tagged and node.get("kind") == part
-        is_member = isinstance(node, dict) and part in node
-        is_item = isinstance(node, list) and isinstance(part, int) and part < len(node)
-        if is_tag or not (is_member or is_item):
-            tagged = is_tag
-            continue
-        pointer, node, tagged = pointer_to(pointer, part), node[part], False
-    return pointer
-
-
-def _joined(parts: Sequence[str | int]) -> str:
-    pointer = ""
-    for part in parts:
-        pointer = pointer_to(pointer, part)
-    return pointer
-
-
-def _merged(alternatives: list[FieldError]) -> FieldError:
-    """One error of a field for which every member of a union gave its own."""
-    if len(alternatives) == 1:
-        return alternatives[0]
-    messages = " Or: ".join(one.message for one in alternatives)
-    return FieldError(alternatives[0].pointer, "no_alternative_fits", messages)

@@ -18,7 +18,7 @@ class GymnasiumSpec(Spec):
 
     kind: Literal["gymnasium"] = "gymnasium"
     """Which kind of environment this is."""
-    id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$")]
+    id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$", examples=["CartPole-v1"])]
     """Registered id such as `CartPole-v1`; an id with a colon would import a module and is refused."""
     arguments: Annotated[dict[str, bool | int | float | str | None], Field(max_length=64)] = Field(default_factory=dict)
     """Keyword arguments of the environment's constructor; only scalars."""

@@ -177,11 +177,24 @@ def _decode(body: bytes, max_depth: int) -> ActRequest:
     except (ValueError, RecursionError) as error:
         # the reader that all other routes use takes longer, and says where and what is wrong
         value = decode(body, max_depth)
+        if (mended := _with_whole_seed(value)) is not None:
+            return mended
         raise _explain(value, error) from None
     # msgspec keeps the last of repeated names; a body with two quotes has a single one
     if body.count(b'"') > 2 and (b"\\" in body or any(body.count(name) > 1 for name in _NAMES)):
         decode(body, max_depth)
     return request
+
+
+def _with_whole_seed(value: Any) -> ActRequest | None:
+    """The request with a seed such as 7.0 as the integer that it is; None if that is not what was wrong."""
+    seed = value.get("seed") if isinstance(value, dict) else None
+    if not isinstance(seed, float) or not seed.is_integer():
+        return None
+    try:
+        return msgspec.convert(value | {"seed": int(seed)}, ActRequest)
+    except msgspec.ValidationError:
+        return None
 
 
 def _explain(value: Any, error: Exception) -> InvalidRequest:

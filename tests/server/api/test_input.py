@@ -12,7 +12,8 @@ from pgengine.spec import LARGEST_INTEGER
 from server.bodies import decode
 from server.database import Database
 from server.errors import FieldError, InvalidRequest
-from server.request import field_errors, negotiated
+from server.faults import field_errors
+from server.request import negotiated
 from server.settings import Settings
 
 CARTPOLE: dict[str, Any] = {"kind": "gymnasium", "id": "CartPole-v1"}
@@ -278,6 +279,141 @@ def test_a_policy_that_is_too_large_is_refused(
         problem(api.post("/v1/policies", body), 422, "invalid_request", ("/policy", "policy_too_large"))
         problem(api.post("/v1/training-jobs", body), 422, "invalid_request", ("/policy", "policy_too_large"))
         assert api.get("/v1/policies").json()["data"] == []
+
+
+# Each: what is sent as a training job, and what the one fault in it has to say.
+HINTS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("a field at the top", {"learning_rate": 0.1}, "/learning_rate", "Perhaps algorithm.optimizer.learning_rate or"),
+    ("a field one level too high", {"algorithm": {"learning_rate": 0.1}}, "/algorithm/learning_rate", "optimizer.lear"),
+    ("a field one level too low", {"stop": {"episodes": 9}}, "/stop/episodes", "Perhaps evaluation.episodes is meant."),
+    ("initials", {"algorithm": {"lr": 0.1}}, "/algorithm/lr", "Perhaps algorithm.optimizer.learning_rate or"),
+    ("camel case", {"diagnosticsEvery": 1}, "/diagnosticsEvery", "Perhaps diagnostics_every is meant."),
+    ("a dash", {"algorithm": {"mean-over": 1}}, "/algorithm/mean-over", "Perhaps mean_over is meant."),
+    ("a misspelling", {"algorithm": {"trajectoris": 1}}, "/algorithm/trajectoris", "Perhaps trajectories is meant."),
+    ("a missing word", {"environment": CARTPOLE | {"max_steps": 9}}, "/environment/max_steps", "max_episode_steps is"),
+    ("a field of another kind", {"policy": {"kind": "mlp", "layers": 2}}, "/policy/layers", "(of kind transformer)"),
+    (
+        "a field of other kinds",
+        {"hidden": [8]},
+        "/hidden",
+        "Perhaps policy.hidden (of kind mlp or score) or algorithm.",
+    ),
+    ("the fields that are known", {"x": 1}, "/x", "known are: name, environment, policy, algorithm, stop, evaluation,"),
+    (
+        "those of the kind",
+        {"algorithm": {"optimizer": {"kind": "sgd", "x": 1}}},
+        "/algorithm/optimizer/x",
+        "known are: kind, learning_rate, schedule.",
+    ),
+    (
+        "a kind alone",
+        {"algorithm": {"optimizer": "adam"}},
+        "/algorithm/optimizer",
+        'such as {"kind": "adam"}; its kinds: sgd, adagrad, adam.',
+    ),
+    ("a kind in capitals", {"algorithm": {"optimizer": "SGD"}}, "/algorithm/optimizer", 'such as {"kind": "sgd"};'),
+    (
+        "a kind with more to it",
+        {"algorithm": {"baseline": "constant"}},
+        "/algorithm/baseline",
+        '{"kind": "constant", "value": …}',
+    ),
+    (
+        "no kind of it",
+        {"algorithm": {"baseline": 7}},
+        "/algorithm/baseline",
+        'such as {"kind": "none"}; its kinds: none, constant,',
+    ),
+    (
+        "a kind among settings",
+        {"algorithm": {"importance": "per_decision"}},
+        "/algorithm/importance",
+        '{"kind": "per_decision"}',
+    ),
+    (
+        "a list for an object",
+        {"algorithm": {"optimizer": []}},
+        "/algorithm/optimizer",
+        "its kinds: sgd, adagrad, adam.",
+    ),
+    (
+        "a number for an object",
+        {"algorithm": {"entropy": 0.1}},
+        "/algorithm/entropy",
+        'such as {"coefficient": …}; its fields: coefficient, as.',
+    ),
+    ("a number for limits", {"stop": 100}, "/stop", "its fields: updates, env_steps, seconds, target_return."),
+    (
+        "an unknown kind",
+        {"algorithm": {"optimizer": {"kind": "rmsprop"}}},
+        "/algorithm/optimizer/kind",
+        "one of: sgd, adagrad, adam.",
+    ),
+    (
+        "no kind",
+        {"policy": {"hidden": [8]}},
+        "/policy/kind",
+        'such as {"kind": "linear"}; its kinds: linear, mlp, score,',
+    ),
+    ("a policy's kind", {"policy": "mlp"}, "/policy", 'or an object, such as {"kind": "mlp"}; its kinds: linear, mlp,'),
+    (
+        "an environment's id",
+        {"environment": "CartPole-v1"},
+        "/environment",
+        'such as {"kind": "gymnasium", "id": "CartPole-v1"};',
+    ),
+    ("a null for an object", {"algorithm": None}, "/algorithm", "its fields: credit, gamma,"),
+]
+
+
+@pytest.mark.parametrize(("body", "pointer", "said"), [hint[1:] for hint in HINTS], ids=[hint[0] for hint in HINTS])
+def test_a_fault_says_the_way_out(api: Any, body: dict[str, Any], pointer: str, said: str) -> None:
+    errors = api.post("/v1/training-jobs", {"environment": CARTPOLE} | body).json()["errors"]
+    assert [error["pointer"] for error in errors] == [pointer]
+    assert said in errors[0]["message"]
+
+
+def test_faults_of_other_bodies_say_the_way_out_too(api: Any) -> None:
+    def said(path: str, body: Any) -> str:
+        [error] = api.post(path, body).json()["errors"]
+        return str(error["message"])
+
+    assert "estimators[].gamma is meant" in said("/v1/gradient-checks", {"environment": CARTPOLE, "gamma": 0.9})
+    estimators = [{}, {"optimizer": "adam"}]
+    body = {"environment": CARTPOLE, "estimators": estimators}
+    assert 'such as {"kind": "adam"}' in said("/v1/gradient-checks", body)
+    assert 'such as {"kind": "gymnasium", "id": "CartPole-v1"}' in said("/v1/policies", {})
+    assert 'such as {"kind": "gymnasium", "id": "CartPole-v1"}' in said("/v1/environments", "CartPole-v1")
+    assert "Perhaps horizon is meant" in said("/v1/environments", CHAIN | {"horizons": 3})
+
+
+def test_whole_numbers_may_be_written_with_a_point(api: Any) -> None:
+    body = {
+        "environment": CHAIN | {"terminal": [1.0], "horizon": 3.0},
+        "policy": {"kind": "mlp", "hidden": [8.0, 4.0]},
+        "algorithm": {"trajectories": 4.0},
+        "stop": {"updates": 1e1},
+        "seed": 7.0,
+    }
+    job = api.post("/v1/training-jobs", content=json.dumps(body), headers=JSON).json()
+    assert (job["algorithm"]["trajectories"], job["stop"]["updates"], job["seed"]) == (4, 10, 7)
+    assert api.get(f"/v1/policies/{job['policy_id']}").json()["spec"]["hidden"] == [8, 4]
+    acted = [
+        api.post(f"/v1/policies/{job['policy_id']}/act", {"observation": 0, "seed": seed}).json() for seed in (7, 7.0)
+    ]
+    assert acted[0] == acted[1]
+    assert "action" in acted[0]
+
+
+@pytest.mark.parametrize("number", ["7.5", "1e400", "9007199254740993.0", "true", '"7"', "-0.5"])
+def test_nothing_else_becomes_a_whole_number(api: Any, number: str) -> None:
+    policy = api.created("/v1/policies", {"environment": CARTPOLE})
+    body = f'{{"environment": {json.dumps(CARTPOLE)}, "seed": {number}}}'
+    asked = f'{{"observation": [0, 0, 0, 0], "seed": {number}}}'
+    for path, content in (("/v1/training-jobs", body), (f"/v1/policies/{policy['id']}/act", asked)):
+        response = api.post(path, content=content, headers=JSON)
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["pointer"] == "/seed"
 
 
 # Bodies that Python's JSON reader takes, or breaks on, in each place where a body is read.
