@@ -267,7 +267,7 @@ class IdempotencyKeyReused(ApiError):
 
 
 class TooManyRequests(ApiError):
-    """A bound on what runs at once, such as PGENGINE_MAX_STREAMS or PGENGINE_MAX_EXPLANATIONS, is reached."""
+    """A bound such as PGENGINE_MAX_STREAMS, PGENGINE_MAX_EXPLANATIONS or PGENGINE_MAX_OPEN_JOBS is reached."""
 
     status = 429
     code = "too_many_requests"

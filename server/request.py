@@ -24,7 +24,7 @@ from server.bodies import LARGEST_INTEGER, MAX_ERRORS, MAX_NAME, decode
 from server.database import Database
 from server.errors import FieldError, InvalidRequest, NotAcceptable, invalid, pointer_to
 from server.faults import value_at, walked
-from server.idempotency import LONGEST_KEY, Reply, kept, once
+from server.idempotency import LONGEST_KEY, Reply, Today, kept, once
 from server.settings import Settings
 
 __all__ = [
@@ -92,26 +92,33 @@ class _Creation:
         self._request = request
         self._key = key
 
-    def answer(self, session: Session, create: Callable[[], Reply]) -> Reply:
+    @property
+    def key_id(self) -> str:
+        """Whose request it is."""
+        key_id: str = self._request.state.identity.key_id
+        return key_id
+
+    def answer(self, session: Session, create: Callable[[], Reply], today: Today) -> Reply:
         """What `create` answers, or what it has answered before.
 
         Args:
             session: The writing transaction in which `create` works; nothing may have been written in it yet.
             create: Creates and answers.
+            today: The answer as it would be now.
         """
-        return once(session, *self._identity(), create)
+        return once(session, *self._identity(), create, today)
 
-    def answered(self, database: Database) -> Reply | None:
+    def answered(self, database: Database, today: Today) -> Reply | None:
         """What was answered before, or None: asked before the work that `create` needs done."""
         if self._key is None:
             return None
         with database.read() as session:
-            return kept(session, *self._identity())
+            return kept(session, *self._identity(), today)
 
     def _identity(self) -> tuple[str, str | None, str, bytes]:
         state = self._request.state
         route = f"{self._request.method} {self._request.scope['route'].path}"
-        return state.identity.key_id, self._key, route, state.body
+        return self.key_id, self._key, route, state.body
 
 
 async def _creation(

@@ -134,6 +134,7 @@ class Job(NamingBase):
         Index(None, "policy_id"),
         Index(None, "environment_id"),
         Index(None, "checkpoint_id"),
+        Index(None, "key_id", "status"),
         # at most one training job of a policy is at work
         Index(
             "uq_job_policy_id_training_active",
@@ -146,6 +147,8 @@ class Job(NamingBase):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     kind: Mapped[str] = mapped_column(String(32))
+    # who asked for it; no foreign key: a server without authentication has no keys
+    key_id: Mapped[str | None] = mapped_column(String(64))
     name: Mapped[str | None]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     policy_id: Mapped[str | None] = mapped_column(ForeignKey("policy.id", ondelete="RESTRICT"))

@@ -79,7 +79,7 @@ def create_environment(
     creation: Creation,
 ) -> Response:
     """Stores an environment, so that policies can be made for it. Training jobs can do this by themselves."""
-    if (answered := creation.answered(database)) is not None:
+    if (answered := creation.answered(database, _today)) is not None:
         return written(answered)
     with database.read() as session:
         described = store.described(session, body.root, allowed=allowed)
@@ -90,9 +90,10 @@ def create_environment(
             row, is_new = store.ensure(session, described)
             published = _environment_body(row, described.spec).model_dump(mode="json", exclude={"spec"})
             answer = {"object": published["object"], "id": row.id, "spec": spec} | published
-            return Reply(201 if is_new else 200, answer, {"location": f"/v1/environments/{row.id}"})
+            lasting = tuple(name for name in answer if name != "id")
+            return Reply(201 if is_new else 200, answer, {"location": f"/v1/environments/{row.id}"}, lasting)
 
-        reply = creation.answer(session, create)
+        reply = creation.answer(session, create, _today)
     return written(reply)
 
 
@@ -125,6 +126,11 @@ def delete_environment(environment_id: Id, database: Db) -> None:
     """Removes an environment that no policy and no job refers to."""
     with database.write() as session:
         store.delete(session, environment_id)
+
+
+def _today(session: Session, environment_id: str) -> dict[str, Any]:
+    row = store.get(session, environment_id)
+    return _environment_body(row, store.spec_of(row)).model_dump(mode="json")
 
 
 def _environment_body(row: Row, spec: EnvironmentSpec) -> Environment:

@@ -91,7 +91,7 @@ async def create_gradient_check(
     creation: Creation,
 ) -> Response:
     """Queues a gradient check. What has no exact gradient is refused here, before it is queued."""
-    answered = await run_in_threadpool(creation.answered, database)
+    answered = await run_in_threadpool(creation.answered, database, _today)
     if answered is not None:
         return written(answered)
     draft = await run_in_threadpool(_draft, database, body, allowed, settings)
@@ -105,7 +105,11 @@ async def create_gradient_check(
 
     def write() -> Reply:
         with database.write() as session:
-            return creation.answer(session, lambda: _created(session, body, draft, content, looked_at, settings))
+            return creation.answer(
+                session,
+                lambda: _created(session, body, draft, content, looked_at, settings, creation.key_id),
+                _today,
+            )
 
     return written(await run_in_threadpool(write))
 
@@ -157,6 +161,7 @@ def _created(
     content: dict[str, Any],
     looked_at: dict[str, Any],
     settings: Settings,
+    key_id: str,
 ) -> Reply:
     environment_id = stored(session, draft.environment)
     if draft.checkpoint_id is not None:
@@ -175,11 +180,18 @@ def _created(
         spec=content,
         label={"estimators": looked_at["labels"]},
         max_attempts=settings.max_attempts,
+        key_id=key_id,
+        most_open=settings.max_open_jobs,
         name=body.name,
         metadata=dict(body.metadata),
     )
     answer = _body(session, row).model_dump(mode="json")
-    return Reply(201, answer, {"location": f"/v1/gradient-checks/{row.id}"})
+    lasting = ("policy", "estimators", "labels", "metadata")
+    return Reply(201, answer, {"location": f"/v1/gradient-checks/{row.id}"}, lasting)
+
+
+def _today(session: Session, check_id: str) -> dict[str, Any]:
+    return _body(session, store.get(session, check_id, KIND)).model_dump(mode="json")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -168,17 +168,17 @@ def create_training_job(
     """Queues a training job. Environment and policy are created with it where the body describes them."""
     if validate_only:
         return _validated(database, body, _draft(database, body, allowed, settings))
-    if (answered := creation.answered(database)) is not None:
+    if (answered := creation.answered(database, _today)) is not None:
         return written(answered)
     draft = _draft(database, body, allowed, settings)
     with database.write() as session:
 
         def create() -> Reply:
-            row = _create(session, body, draft, settings)
+            row = _create(session, body, draft, settings, creation.key_id)
             answer = _body(session, row).model_dump(mode="json")
-            return Reply(201, answer, {"location": f"/v1/training-jobs/{row.id}"})
+            return Reply(201, answer, {"location": f"/v1/training-jobs/{row.id}"}, ("label", "algorithm", "metadata"))
 
-        reply = creation.answer(session, create)
+        reply = creation.answer(session, create, _today)
     return written(reply)
 
 
@@ -321,7 +321,11 @@ def named_or_drawn(
         raise _no_policy(error) from None
 
 
-def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: Settings) -> Row:
+def _today(session: Session, job_id: str) -> dict[str, Any]:
+    return _body(session, store.get(session, job_id, "training")).model_dump(mode="json")
+
+
+def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: Settings, key_id: str) -> Row:
     """The job, with its environment and its policy where they are new. Nothing here takes time."""
     environment_id = stored(session, draft.environment)
     if draft.behaviour_id is not None:
@@ -345,6 +349,8 @@ def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: 
         spec=draft.spec.model_dump(mode="json", exclude={"environment"}),
         label=draft.label.model_dump(mode="json"),
         max_attempts=settings.max_attempts,
+        key_id=key_id,
+        most_open=settings.max_open_jobs,
         name=body.name,
         metadata=dict(body.metadata),
         checkpoint_id=draft.behaviour_id,

@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from server.checkpoints import store as checkpoints
 from server.database import now
-from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
+from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy, TooManyRequests
 from server.ids import new_id
 from server.jobs import history
 from server.jobs.reports import Claim, JobKind, Outcome, Progress, Report, Snapshot
@@ -83,6 +83,8 @@ _NEXT = {
 
 _WITHOUT_HOLDER = {"running": "queued", "pausing": "paused", "cancelling": "cancelled"}
 """What a held job becomes when its holder is gone."""
+
+_OPEN = tuple(status for status in JOB_STATUSES if status not in TERMINAL_STATUSES)
 
 assert _NEXT.keys() == set(JOB_STATUSES)
 
@@ -153,6 +155,8 @@ def create(
     metadata: dict[str, Any] | None = None,
     kind: JobKind = "training",
     checkpoint_id: str | None = None,
+    key_id: str | None = None,
+    most_open: int | None = None,
 ) -> Job:
     """Queue a job.
 
@@ -169,14 +173,20 @@ def create(
         kind: What is to be computed.
         checkpoint_id: What it reads beside its policy's latest checkpoint, held until it ends: the policy that acts in
             training, or the one whose gradient is checked.
+        key_id: Who asks for it.
+        most_open: Most jobs of that key that have not ended, this one included; None for no bound.
 
     Raises:
         PolicyBusy: if another training job of the policy has not ended.
+        TooManyRequests: if the key has as many jobs as it may.
     """
+    if most_open is not None:
+        _check_open(session, key_id, most_open)
     instant = _clock(session)
     job = Job(
         id=new_id("job"),
         kind=kind,
+        key_id=key_id,
         name=name,
         metadata_=metadata or {},
         policy_id=policy_id,
@@ -209,6 +219,17 @@ def create(
     history.emit(session, job, "status", _status_data(job), instant)
     session.flush()
     return job
+
+
+def _check_open(session: Session, key_id: str | None, most: int) -> None:
+    # counting stops at the bound. Two requests of one moment may both find the last place free, which harms nobody
+    mine = select(Job.id).where(Job.key_id == key_id, Job.status.in_(_OPEN)).limit(most)
+    if (session.scalar(select(func.count()).select_from(mine.subquery())) or 0) >= most:
+        raise TooManyRequests(
+            f"This key has {most} jobs that have not ended, as many as it may (PGENGINE_MAX_OPEN_JOBS); "
+            "wait for the end of one, or cancel one.",
+            headers={"retry-after": "10"},
+        )
 
 
 def get(session: Session, job_id: str, kind: JobKind | None = None) -> Job:

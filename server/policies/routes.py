@@ -81,7 +81,7 @@ def create_policy(
     creation: Creation,
 ) -> Response:
     """Draws a policy from a seed and keeps it as checkpoint 0; it can act at once."""
-    if (answered := creation.answered(database)) is not None:
+    if (answered := creation.answered(database, _today)) is not None:
         return written(answered)
     environment = known(database, body.environment, allowed)
     seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
@@ -95,10 +95,17 @@ def create_policy(
         def create() -> Reply:
             row = store.create(session, stored(session, environment), drawn, body.name, dict(body.metadata))
             answer = _body(session, row).model_dump(mode="json")
-            return Reply(201, answer, {"location": f"/v1/policies/{row.id}"})
+            return Reply(201, answer, {"location": f"/v1/policies/{row.id}"}, LASTING)
 
-        reply = creation.answer(session, create)
+        reply = creation.answer(session, create, _today)
     return written(reply)
+
+
+LASTING = ("spec", "observation_space", "action_space", "observation_schema", "action_schema", "metadata")
+
+
+def _today(session: Session, policy_id: str) -> dict[str, Any]:
+    return _body(session, store.get(session, policy_id)).model_dump(mode="json")
 
 
 @router.get("/policies", operation_id="list_policies", summary="List policies")

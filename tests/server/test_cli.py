@@ -65,10 +65,9 @@ def test_migrate_goes_up_and_down_and_keeps_a_copy(data_dir: Path) -> None:
     assert f"migrated from revision {expected()} to none" in down
     assert Path(down.split(": ")[1].strip()).is_file()
     unknown = _run("migrate", "--to", "0815")
-    assert (unknown.exit_code, unknown.stderr) == (
-        1,
-        "error: there is no revision '0815'; there are base, 0001, 0002\n",
-    )
+    assert unknown.exit_code == 1
+    assert unknown.stderr.startswith("error: there is no revision '0815'; there are base, 0001, 0002, ")
+    assert unknown.stderr.endswith(f", {expected()}\n")
 
 
 def test_keys_are_made_listed_and_revoked(data_dir: Path) -> None:

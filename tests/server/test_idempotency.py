@@ -1,12 +1,15 @@
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from server.database import Database, now
 from server.errors import IdempotencyKeyReused, NotFound
-from server.idempotency import KEPT_SECONDS, Reply, once
+from server.idempotency import KEPT_SECONDS, LARGEST_KEPT, Reply, once
 from server.ids import new_id
 from server.tables import Environment, Idempotency
 
@@ -104,3 +107,58 @@ def test_answers_are_forgotten_after_a_day(database: Database) -> None:
     assert "idempotency-replayed" not in _create(database, "a", b'{"other": 1}').headers
     with database.read() as session:
         assert session.scalars(select(Idempotency.key)).all() == ["a"]
+
+
+# --- large answers
+
+LARGE = "x" * LARGEST_KEPT
+
+
+def _create_large(database: Database, key: str, table: str) -> Reply:
+    def today(session: Session, environment_id: str) -> dict[str, Any]:
+        row = session.get(Environment, environment_id)
+        if row is None:
+            raise NotFound
+        return {"id": row.id, "table": row.spec["table"], "state": row.facts["state"]}
+
+    with database.write() as session:
+
+        def create() -> Reply:
+            row = Environment(
+                id=new_id("env"), content_hash=new_id("env"), spec={"table": table}, facts={"state": "new"}
+            )
+            session.add(row)
+            session.flush()
+            return Reply(201, today(session, row.id), lasting=("table",))
+
+        return once(session, "key_a", key, ROUTE, b"{}", create, today)
+
+
+def _kept_characters(database: Database) -> int:
+    with database.read() as session:
+        return sum(len(json.dumps(response)) for response in session.scalars(select(Idempotency.response)))
+
+
+@pytest.mark.parametrize("table", ["small", LARGE])
+def test_what_may_change_is_answered_as_it_was(database: Database, table: str) -> None:
+    first = _create_large(database, "a", table)
+    with database.write() as session:
+        session.execute(update(Environment).values(facts={"state": "old"}))
+    again = _create_large(database, "a", table)
+    assert (list(again.body.items()), again.status) == (list(first.body.items()), first.status)
+
+
+def test_large_answers_are_not_stored_once_more_for_each_request(database: Database) -> None:
+    for key in "abcdefgh":
+        assert _create_large(database, key, LARGE).body["table"] == LARGE
+    assert _kept_characters(database) < 8 * 200
+
+
+def test_a_large_answer_is_gone_with_its_object(database: Database) -> None:
+    large, small = _create_large(database, "a", LARGE), _create_large(database, "b", "small")
+    with database.write() as session:
+        session.execute(delete(Environment))
+    with pytest.raises(NotFound, match=f"{large.body['id']}, which this request has created, was deleted"):
+        _create_large(database, "a", LARGE)
+    assert _create_large(database, "b", "small").body == small.body
+    assert _environments(database) == 0

@@ -115,6 +115,18 @@ def test_0003_gives_every_update_a_row_again_on_the_way_down(empty_database: Dat
     assert [dict(row) for row in rows] == _ROWS
 
 
+def test_0004_keeps_all_rows_both_ways(empty_database: Database) -> None:
+    migrate(empty_database)
+    _fill(empty_database)
+    migrate(empty_database, "0003")
+    with empty_database.read() as session:
+        assert session.execute(text("SELECT count(*) FROM job")).scalar() == 1
+    migrate(empty_database)
+    assert set(_counts(empty_database).values()) == {1}
+    with empty_database.read() as session:
+        assert session.scalars(select(Job.key_id)).all() == [None]
+
+
 def _gradient_check(**changes: Any) -> Job:
     """A check whose policy is described and not stored."""
     given = {"kind": "gradient_check", "policy_id": None, "spec": {}, "label": {}, "max_attempts": 3}

@@ -307,6 +307,28 @@ def test_lists_of_states_are_repeated_or_separated_by_commas(any_api: Any) -> No
         assert ids == [job["id"]][:found], query
 
 
+def test_the_open_jobs_of_a_key_are_bounded(
+    database: Database, serve: Callable[..., Any], problem: Callable[..., Any]
+) -> None:
+    with serve(Settings(max_open_jobs=2), database) as api:
+        one, other = api.new_key("train"), api.new_key("train", "read")
+        body = {"environment": CARTPOLE}
+        jobs = [api.post(JOBS, body, key=one).json()["id"] for _ in range(2)]
+        refused = api.post(JOBS, body, key=one)
+        assert "PGENGINE_MAX_OPEN_JOBS" in problem(refused, 429, "too_many_requests")["detail"]
+        assert int(refused.headers["retry-after"]) > 0
+        # nothing is left of what was refused, and another key is not concerned
+        assert len(api.get("/v1/policies").json()["data"]) == 2
+        assert api.post(JOBS, body, key=other).status_code == 201
+        # an ended job makes room
+        assert api.post(f"{JOBS}/{jobs[0]}/cancel", key=one).status_code == 200
+        headers = {"idempotency-key": "once"}
+        assert api.post(JOBS, body, key=one, headers=headers).status_code == 201
+        # and what was answered once is answered again, however many there are
+        assert api.post(JOBS, body, key=one, headers=headers).status_code == 201
+        problem(api.post(JOBS, body, key=one), 429, "too_many_requests")
+
+
 def test_a_busy_policy_names_the_job_that_trains_it(any_api: Any, problem: Callable[..., Any]) -> None:
     job = any_api.created(JOBS, {"environment": CARTPOLE})
     body = {"environment": CARTPOLE, "policy": job["policy_id"]}

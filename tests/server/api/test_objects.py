@@ -1,6 +1,7 @@
 """Environments, policies and checkpoints over HTTP, on both databases."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 import pgengine
 from server.checkpoints import store as checkpoints
 from server.database import Database
+from server.idempotency import LARGEST_KEPT
 from server.settings import Settings
+from server.tables import Idempotency
 
 CARTPOLE: dict[str, Any] = {"kind": "gymnasium", "id": "CartPole-v1"}
 BANDIT: dict[str, Any] = {
@@ -308,6 +312,32 @@ def test_twins_at_the_same_moment_create_one_object(any_api: Any) -> None:
 def test_what_was_refused_may_be_tried_again_with_the_same_key(api: Any) -> None:
     assert api.post("/v1/policies", {"environment": "env_" + "0" * 32}, headers=IDEMPOTENT).status_code == 404
     assert api.post("/v1/policies", {"environment": CARTPOLE}, headers=IDEMPOTENT).status_code == 201
+
+
+def _table(states: int) -> dict[str, Any]:
+    """A finite MDP as large as wanted: each action goes on to the next state."""
+    rows = [[[float(n == (s + 1) % states) for n in range(states)]] for s in range(states)]
+    numbers = [[s / 7] for s in range(states)]
+    initial = [1.0] + [0.0] * (states - 1)
+    return {"kind": "tabular", "transitions": rows, "rewards": numbers, "initial": initial, "horizon": 2}
+
+
+def test_repeated_creations_with_new_keys_do_not_store_their_tables_again(any_api: Any) -> None:
+    environment = _table(80)
+    features = {"kind": "table", "values": [[[s / 3] * 40] for s in range(80)]}
+    bodies = {
+        "/v1/environments": environment,
+        "/v1/policies": {"environment": environment, "policy": {"kind": "linear", "features": features}},
+    }
+    for path, body in bodies.items():
+        first, again = (any_api.post(path, body, headers={"idempotency-key": path}) for _ in range(2))
+        assert (first.status_code, again.status_code, again.headers["idempotency-replayed"]) == (201, 201, "true")
+        assert again.text == first.text
+        assert len(first.text) > LARGEST_KEPT
+    with any_api.database.read() as session:
+        kept = session.scalars(select(Idempotency.response)).all()
+    assert len(kept) == 2
+    assert max(len(json.dumps(response)) for response in kept) < LARGEST_KEPT
 
 
 # --- the program
