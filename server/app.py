@@ -12,8 +12,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -43,20 +43,17 @@ from server.jobs import store as job_store
 from server.jobs.engine import Engine
 from server.jobs.tail import Tail
 from server.keys import store as keys
+from server.lanes import THREADS, Lanes
 from server.logs import AccessLog
-from server.metrics import CONTENT_TYPE, Metrics
+from server.metrics import CONTENT_TYPE, JobFigures, Metrics
 from server.middleware import Gate
 from server.openapi import describe
 from server.policies import routes as policies
 from server.policies.act import ActEndpoint
-from server.request import Db
+from server.request import Db, Threads
 from server.settings import Settings
 
 __all__ = ["Application", "create_app"]
-
-THREADS = 8
-"""Requests that are at work at once. Fewer than the database has connections: the poller of streams, the act path and
-the upkeep must not wait for one."""
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +80,7 @@ class Application(Gate):
         self.fastapi = _fastapi(_lifespan(self._tail, act, upkeep, access))
         state = self.fastapi.state
         state.settings, state.database, state.metrics, state.tail = settings, database, metrics, self._tail
-        state.engine = self._engine
+        state.engine, state.lanes = self._engine, Lanes()
         state.environments = AllowList(settings.environments, settings.environment_modules)
         super().__init__(
             self.fastapi,
@@ -129,11 +126,8 @@ class _Upkeep:
 
     def verify(self, secret: str) -> keys.Identity | None:
         """Whose secret it is. That the key is used is noted later: reading must not wait for the write lock."""
-        try:
-            with self._database.read() as session:
-                identity = keys.verify(session, secret)
-        except (OperationalError, PoolTimeout) as error:
-            raise Unavailable("The database does not answer.") from error
+        with self._database.read() as session:
+            identity = keys.verify(session, secret)
         if identity is not None:
             self._used.add(identity.key_id)
         return identity
@@ -142,10 +136,13 @@ class _Upkeep:
         """Goes on until it is cancelled."""
         while True:
             try:
-                await asyncio.to_thread(self._once)
+                await run_in_threadpool(self._once)
+            except Unavailable:
+                pass  # expired leases wait
             except SQLAlchemyError:
-                _log.exception("the database does not answer; expired leases wait")
-            await asyncio.sleep(self._pause)
+                _log.exception("expired leases could not be looked for")
+            # an outage is noticed to be over even while nobody asks for anything
+            await asyncio.sleep(min(self._pause, 1.0) if self._database.health.is_away else self._pause)
 
     def _once(self) -> None:
         with self._database.read() as session:
@@ -189,26 +186,26 @@ async def livez() -> dict[str, str]:
 
 
 @_probes.api_route("/readyz", methods=["GET", "HEAD"], include_in_schema=False)
-def readyz(database: Db) -> dict[str, str]:
+async def readyz(database: Db, threads: Threads) -> dict[str, str]:
     """Whether requests can be served: the database answers and has the schema that this version works with."""
-    try:
-        state = migrations.state(database)
-    except SQLAlchemyError as error:
-        raise Unavailable("The database does not answer.") from error
+    state = await threads.probes.run(migrations.state, database)
     if not state.matches:
         raise Unavailable(state.advice)
     return {"status": "ready"}
 
 
 @_probes.get("/metrics", include_in_schema=False)
-def metrics(request: Request, database: Db) -> Response:
+async def metrics(request: Request, database: Db, threads: Threads) -> Response:
     """The server's numbers for Prometheus."""
-    figures = None
-    try:
+
+    def read() -> JobFigures:
         with database.read() as session:
-            figures = job_store.figures(session)
-    except SQLAlchemyError:
-        _log.exception("the database does not answer; its numbers are left out")
+            return job_store.figures(session)
+
+    try:
+        figures = await threads.reading.run(read)
+    except Unavailable:
+        figures = None  # it is among the numbers that the database does not answer
     exposition = cast(Metrics, request.app.state.metrics).exposition(figures)
     return Response(exposition, media_type=CONTENT_TYPE)
 
@@ -237,8 +234,6 @@ def _fastapi(lifespan: Any) -> FastAPI:
     app.add_exception_handler(SpecError, _on_spec_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(OperationalError, _on_database_error)
-    app.add_exception_handler(PoolTimeout, _on_database_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _on_mistake)
     describe(app)
@@ -291,11 +286,6 @@ def _methods(request: Request) -> list[str]:
     template = getattr(request.scope.get("route"), "path", "")
     documented = cast(FastAPI, request.app).openapi()["paths"].get(template, {})
     return sorted(method.upper() for method in documented) or ["GET", "HEAD"]
-
-
-async def _on_database_error(request: Request, error: Exception) -> Response:
-    _log.error("request %s: the database does not answer: %s", request.state.request_id, error)
-    return _problem(request, Unavailable("The database does not answer."))
 
 
 async def _on_disconnect(request: Request, _: Exception) -> None:

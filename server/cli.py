@@ -17,19 +17,19 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import MigrationError, Move, migrate, state
 from server import __version__
 from server.database import ESCAPES, Database, make_private, unescaped
-from server.errors import NotFound
+from server.errors import NotFound, Unavailable
 from server.ids import is_id
 from server.keys import store as keys
 from server.keys.store import ApiKey
 from server.logs import audit, configure, log
 from server.pages import LARGEST_PAGE, PageQuery
 from server.programs import Programs
-from server.serving import CannotServe, listen, serve, stop_in_order, stop_with_parent
+from server.serving import CannotServe, leave, listen, serve, stop_in_order, stop_with_parent
 from server.settings import API_KEY, Settings
 
 __all__ = ["main"]
@@ -65,7 +65,11 @@ NoAuth = Annotated[
 
 def main() -> None:
     """Run the command that the arguments name."""
-    program(prog_name="python -m server")
+    try:
+        program(prog_name="python -m server")
+    except SystemExit as end:
+        leave(end.code)
+        raise
 
 
 @program.callback(invoke_without_command=True)
@@ -255,9 +259,10 @@ def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
         if (old_key := keys.valid(session, API_KEY)) is not None:
             end = f"`python -m server keys revoke {old_key.id}` ends it"
             return f"the one that {API_KEY} named at an earlier start; {end}", "<key>"
-        if keys.list_(session, PageQuery(limit=1)).rows:
-            return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
-        row, secret = keys.create(session, "first start", ["admin"])
+        first = keys.create_first(session, "first start")
+    if first is None:
+        return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
+    row, secret = first
     audit("key_created", key_id=row.id, name=row.name, scopes=row.scopes, by="first start")
     return f"{secret}   (shown only now: keep it)", secret
 
@@ -288,10 +293,10 @@ def _serving() -> Iterator[None]:
 
 
 @contextmanager
-def _database(settings: Settings, pool_size: int = 16) -> Iterator[Database]:
+def _database(settings: Settings, pool_size: int = 20) -> Iterator[Database]:
     """The database, after it has answered; what is wrong with it is said in one line."""
     try:
-        database = Database(settings.database_url, pool_size=pool_size)
+        database = Database(settings.database_url, pool_size=pool_size, lease_seconds=settings.lease_seconds)
     except (ValueError, SQLAlchemyError) as error:
         _fail(f"PGENGINE_DATABASE_URL: {error}", status=2)
     except ModuleNotFoundError as error:
@@ -303,16 +308,12 @@ def _database(settings: Settings, pool_size: int = 16) -> Iterator[Database]:
         yield database
     except MigrationError as error:
         _fail(str(error))
-    except OperationalError as error:
+    except Unavailable as error:
         where = database.url.render_as_string(hide_password=True)
         raw = " ".join(unescaped(settings.database_url))
         hint = f" (its password has {raw} in it: {ESCAPES})" if raw else ""
-        _fail(f"the database {where} does not answer: {str(error.orig).strip().splitlines()[0]}{hint}")
-    except DatabaseError as error:
-        # its subclasses are about single statements, and mistakes of ours
-        if type(error) is not DatabaseError:
-            raise
-        _fail(f"{database.url.render_as_string(hide_password=True)} cannot be used: {error.orig}")
+        what = "cannot be used" if database.dialect == "sqlite" else "does not answer"
+        _fail(f"the database {where} {what}: {database.health.reason or error.message}{hint}")
     finally:
         database.dispose()
 

@@ -1,6 +1,7 @@
 """The database: how to reach it, its two kinds of transaction, and its clock.
 
-Knows SQLite and PostgreSQL; knows no table. Everything that differs between the two and is not SQL of a table is here.
+Knows SQLite and PostgreSQL; knows no table. Everything that differs between the two and is not SQL of a table is here
+and in `engines`.
 
     with database.read() as session:     a snapshot; writing in it is an error on both databases
     with database.write() as session:    commits at the end, rolls back on an exception
@@ -9,10 +10,10 @@ Knows SQLite and PostgreSQL; knows no table. Everything that differs between the
 import json
 import os
 import re
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,23 +23,23 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Dialect,
-    Engine,
     MetaData,
     TypeDecorator,
-    create_engine,
-    event,
+    func,
     literal,
     make_url,
     select,
-    text,
 )
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
+
+from server.engines import File, Limits, postgresql_engine, sqlite_engine, trouble
+from server.errors import Unavailable
+from server.health import Health, Outage
 
 __all__ = [
     "ESCAPES",
@@ -47,14 +48,14 @@ __all__ = [
     "JsonValue",
     "NamingBase",
     "UtcDateTime",
+    "exclusively",
     "make_private",
     "new_private_file",
     "now",
     "unescaped",
 ]
 
-BUSY_SECONDS = 30.0
-"""How long a transaction waits for another one's lock, or for a free connection, before it gives up."""
+BUSY = "Others hold what this request needs in the database; try again."
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -142,34 +143,56 @@ class Database:
     On SQLite there is exactly one writing connection for each process: writers of one process queue for it, which is
     fair, instead of polling the file's lock, which is not.
 
+    A transaction raises `Unavailable` where the database does not answer, or others hold what it needs for longer than
+    the limits say. `health` has one view of that for the whole process.
+
     Args:
         url: `sqlite:///path` or `postgresql://user:password@host/name`.
         pool_size: How many readers, on PostgreSQL how many transactions, run at once; more wait.
+        lease_seconds: All limits on waiting lie below it.
+        health: What is known of this database, if another one in this process knows it.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 20, lease_seconds: float = 10.0, health: Health | None = None
+    ) -> None:
         parsed = _parsed(url)
         backend = {"postgres": "postgresql"}.get(parsed.get_backend_name(), parsed.get_backend_name())
+        self.health = health or Health()
+        self._file = File()
+        self._lease_seconds = lease_seconds
+        limits = Limits.below(lease_seconds)
         if backend == "sqlite":
             if not parsed.database or parsed.database == ":memory:" or "mode=memory" in parsed.database:
                 raise ValueError("a SQLite database must be a file: several processes share it")
             self.url = parsed.set(drivername="sqlite+pysqlite")
+            self._reader = sqlite_engine(
+                self.url, self._file, json_serializer=_dumps, limits=limits, pool_size=pool_size, query_only=True
+            )
+            self._writer = sqlite_engine(self.url, self._file, json_serializer=_dumps, limits=limits)
+            self._patient = sqlite_engine(self.url, self._file, json_serializer=_dumps)
         elif backend == "postgresql":
             self.url = parsed.set(drivername="postgresql+psycopg")
+            self._writer = postgresql_engine(self.url, limits=limits, pool_size=pool_size, json_serializer=_dumps)
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._patient = postgresql_engine(self.url, limits=None, json_serializer=_dumps)
         else:
             raise ValueError(f"{backend!r} is not a database we know: sqlite:///path or postgresql://user@host/name")
         self.dialect: Literal["sqlite", "postgresql"] = cast(Literal["sqlite", "postgresql"], backend)
-        if self.dialect == "sqlite":
-            self._reader = _sqlite_engine(self.url, pool_size, begin="BEGIN", query_only=True)
-            self._writer = _sqlite_engine(self.url, 1, begin="BEGIN IMMEDIATE", query_only=False)
-        else:
-            self._writer = _engine(self.url, pool_size, pool_pre_ping=True)
-            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+
+    def another(self, pool_size: int) -> "Database":
+        """The same database with connections of its own, for work that must not wait for the others'."""
+        url = self.url.render_as_string(hide_password=False)
+        return Database(url, pool_size=pool_size, lease_seconds=self._lease_seconds, health=self.health)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that sees one snapshot and cannot write."""
-        with Session(self._reader, expire_on_commit=False) as session:
+        """A transaction that sees one snapshot and cannot write.
+
+        Raises:
+            Unavailable: if the database does not answer.
+        """
+        with self._watched(writing=False), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -178,27 +201,69 @@ class Database:
 
         On SQLite it holds the only write lock from its first statement on, so what it has read stays true. Never open
         another one inside it.
+
+        Raises:
+            Unavailable: if the database does not answer, or others hold what the transaction needs. If it is raised at
+                the end, the transaction may have been committed all the same.
         """
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with (
+            self._watched(writing=True),
+            Session(self._writer, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             # SQLAlchemy begins at the first statement; the lock is wanted now
             session.connection()
             yield session
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:
-        """A bare connection without a transaction, for migrations."""
-        with self._writer.connect() as connection:
+        """A bare connection without a transaction and without limits on its statements, for migrations."""
+        with self._watched(writing=True), self._patient.connect() as connection:
             yield connection
 
     def ping(self) -> None:
-        """Ask the database for an answer; raises `sqlalchemy.exc.SQLAlchemyError` if there is none."""
+        """Ask the database for an answer; raises `Unavailable` if there is none."""
         with self.read() as session:
             session.execute(select(literal(1)))
 
     def dispose(self) -> None:
         """Close all connections that are not in use."""
-        self._reader.dispose()
-        self._writer.dispose()
+        for engine in (self._reader, self._writer, self._patient):
+            engine.dispose()
+
+    @contextmanager
+    def _watched(self, *, writing: bool) -> Iterator[None]:
+        with self.health.watching():
+            self._file.check()
+            try:
+                yield
+            except SQLAlchemyError as error:
+                match trouble(error, writing=writing):
+                    case "away":
+                        raise Outage(_reason(error)) from error
+                    case "busy":
+                        raise Unavailable(BUSY) from error
+                raise
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """What the driver says, in one line."""
+    return " ".join(str(getattr(error, "orig", error)).split())
+
+
+def _dumps(value: Any) -> str:
+    # NaN is not JSON: PostgreSQL refuses it, SQLite would keep it, so neither gets it
+    if isinstance(value, JsonText):
+        return value
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def exclusively(session: Session, name: str) -> None:
+    """Wait until no other writing transaction has the same name for what it does, and keep them out until the end."""
+    # on SQLite the transaction has the only write lock already
+    if session.get_bind().dialect.name == "postgresql":
+        digest = sha256(name.encode()).digest()
+        session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
 
 
 # --- where it is ------------------------------------------------------------------------------------------------------
@@ -272,45 +337,3 @@ def make_private(file: Path) -> list[Path]:
         except PermissionError:
             open_still.append(path)
     return open_still
-
-
-# --- connections ------------------------------------------------------------------------------------------------------
-
-
-def _engine(url: Any, pool_size: int, **more: Any) -> Engine:
-    return create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=BUSY_SECONDS,
-        # NaN is not JSON: PostgreSQL refuses it, SQLite would keep it, so neither gets it
-        json_serializer=_dumps,
-        **more,
-    )
-
-
-def _dumps(value: Any) -> str:
-    if isinstance(value, JsonText):
-        return value
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-
-
-def _sqlite_engine(url: Any, pool_size: int, *, begin: str, query_only: bool) -> Engine:
-    engine = _engine(url, pool_size, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
-    event.listen(engine, "connect", _sqlite_setup(query_only))
-    event.listen(engine, "begin", lambda connection: connection.execute(text(begin)))
-    return engine
-
-
-def _sqlite_setup(query_only: bool) -> Callable[[sqlite3.Connection, ConnectionPoolEntry], None]:
-    def setup(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-        # the module of Python 3.11 begins transactions by itself, deferred and too late; the begin hook does it
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        # FULL: an answered 201 survives a power cut too
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if query_only:
-            connection.execute("PRAGMA query_only = ON")
-
-    return setup

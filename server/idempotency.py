@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from server.database import now
+from server.database import exclusively, now
 from server.errors import IdempotencyKeyReused, NotFound
 from server.tables import Idempotency
 
@@ -76,7 +76,7 @@ def once(
     """
     if key is None:
         return create()
-    _wait_for_twins(session, key_id, key)
+    exclusively(session, f"{key_id}\0{key}")
     known = kept(session, key_id, key, route, body, today)
     if known is not None:
         return known
@@ -159,10 +159,3 @@ def _forget_expired(session: Session) -> None:
         delete(Idempotency).where(tuple_(Idempotency.key_id, Idempotency.key).in_(expired)),
         execution_options={"synchronize_session": False},
     )
-
-
-def _wait_for_twins(session: Session, key_id: str, key: str) -> None:
-    # on SQLite the transaction has the only write lock already
-    if session.get_bind().dialect.name == "postgresql":
-        digest = hashlib.sha256(f"{key_id}\0{key}".encode()).digest()
-        session.execute(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))

@@ -5,6 +5,7 @@ more. In this order: request id, Host, Origin, key, scope, size and media type o
 the application. What raises behind it becomes a problem document. Knows no feature and no table.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -14,7 +15,6 @@ from time import monotonic, perf_counter, time
 from typing import Any, Protocol
 
 import uuid_utils
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from server.addresses import Hosts
@@ -29,9 +29,11 @@ from server.errors import (
     OriginNotAllowed,
     PayloadTooLarge,
     Unauthorized,
+    Unavailable,
     UnsupportedMediaType,
     problem,
 )
+from server.lanes import Lane
 from server.logs import AccessLog, Answered, audit
 from server.metrics import Metrics
 from server.settings import Settings
@@ -56,7 +58,10 @@ Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY_CACHE_SECONDS = 5.0
-"""A revoked key works at most so long in each API process."""
+"""A revoked key works at most so long in each API process, while the database answers."""
+
+KEY_WAIT_SECONDS = 1.0
+"""How long a request with a key that was valid lately waits for the database to say so again."""
 
 ACT_ROUTE = "/v1/policies/{policy_id}/act"
 
@@ -91,7 +96,10 @@ _PREFLIGHT_HEADERS = (
     (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, last-event-id, x-request-id"),
     (b"access-control-max-age", b"600"),
 )
-_EXPOSED_HEADERS = (b"access-control-expose-headers", b"etag, location, retry-after, x-request-id, x-should-retry")
+_EXPOSED_HEADERS = (
+    b"access-control-expose-headers",
+    b"etag, location, policy-age-seconds, retry-after, x-request-id, x-should-retry",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +152,7 @@ class Gate:
         self._access = access
         self._max_body = settings.max_body_bytes
         self._anyone = anyone
-        self._keys = _Keys(verify, clock)
+        self._keys = _Keys(verify, clock, settings.key_outage_seconds)
         self._hosts = Hosts(settings)
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
 
@@ -317,31 +325,74 @@ def request_id_for(sent: bytes | None) -> str:
 
 
 class _Keys:
-    """Callers by their secret, remembered for a few seconds. Only hashes of secrets are kept."""
+    """Callers by their secret, remembered for a few seconds. Only hashes of secrets are kept.
 
-    def __init__(self, verify: Callable[[str], Caller | None], clock: Callable[[], float]) -> None:
+    While the database does not answer, a caller that it knew is trusted for longer, but not for ever.
+    """
+
+    def __init__(
+        self, verify: Callable[[str], Caller | None], clock: Callable[[], float], outage_seconds: float
+    ) -> None:
         self._verify = verify
         self._clock = clock
+        self._outage_seconds = outage_seconds
         self._known: dict[bytes, tuple[Caller, float]] = {}
+        # one question for each secret, however many requests wait for the answer
+        self._asked: dict[bytes, tuple[asyncio.Task[Caller | None], float]] = {}
+        self._lane = Lane(2)
 
     async def caller(self, authorization: bytes | None) -> Caller:
         if authorization is None:
             raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")
         digest = sha256(authorization).digest()
         known = self._known.get(digest)
-        if known is not None and self._clock() < known[1]:
+        age = 0.0 if known is None else self._clock() - known[1]
+        if known is not None and age < KEY_CACHE_SECONDS:
             return known[0]
-        asked_at = self._clock()
         scheme, _, secret = authorization.decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("Send an API key: `Authorization: Bearer <key>`.")
-        caller = await run_in_threadpool(self._verify, secret.strip())
+        trusted = known is not None and age < self._outage_seconds
+        try:
+            caller = await self._answer(digest, secret.strip(), patient=not trusted)
+        except Unavailable:
+            if known is None or not trusted:
+                raise
+            return known[0]
+        if caller is None:
+            raise Unauthorized("The API key is unknown or revoked.")
+        return caller
+
+    async def _answer(self, digest: bytes, secret: str, *, patient: bool) -> Caller | None:
+        """What the database says; who is not patient does not wait for one that hangs.
+
+        Raises:
+            Unavailable: if it does not answer, or not in time.
+        """
+        task, asked_at = self._asked.get(digest) or (None, 0.0)
+        if task is None:
+            task, asked_at = asyncio.create_task(self._ask(digest, secret)), monotonic()
+            # where nobody waits any more, nobody has to hear of a failure
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            self._asked[digest] = (task, asked_at)
+        seconds = None if patient else max(0.0, asked_at + KEY_WAIT_SECONDS - monotonic())
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise Unavailable("The database does not answer.")
+        return task.result()
+
+    async def _ask(self, digest: bytes, secret: str) -> Caller | None:
+        asked_at = self._clock()
+        try:
+            caller = await self._lane.run(self._verify, secret)
+        finally:
+            del self._asked[digest]
         if caller is None:
             self._known.pop(digest, None)
-            raise Unauthorized("The API key is unknown or revoked.")
+            return None
         if len(self._known) >= _MAX_CACHED:
             self._known.clear()
-        self._known[digest] = (caller, asked_at + KEY_CACHE_SECONDS)
+        self._known[digest] = (caller, asked_at)
         return caller
 
 

@@ -4,6 +4,7 @@ Knows HTTP and FastAPI; knows no feature.
 """
 
 import re
+from asyncio import iscoroutinefunction
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import UnionType
@@ -25,6 +26,7 @@ from server.database import Database
 from server.errors import FieldError, InvalidRequest, NotAcceptable, invalid, pointer_to
 from server.faults import value_at, walked
 from server.idempotency import LONGEST_KEY, Reply, Today, kept, once
+from server.lanes import Lanes
 from server.settings import Settings
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Metadata",
     "Name",
     "StrictRoute",
+    "Threads",
     "check_parameters",
     "invalid",
     "negotiated",
@@ -55,10 +58,16 @@ async def _settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
 
+async def _lanes(request: Request) -> Lanes:
+    return cast(Lanes, request.app.state.lanes)
+
+
 Db = Annotated[Database, Depends(_database)]
 """The database; a route opens its own transaction, so that it is committed before the response is sent."""
 Configured = Annotated[Settings, Depends(_settings)]
 """The server's settings."""
+Threads = Annotated[Lanes, Depends(_lanes)]
+"""Threads for what an asynchronous route asks of the database; a plain route is in its lane as a whole."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 """What people call an object."""
@@ -179,12 +188,12 @@ class StrictRoute(APIRoute):
     """A route that reads its JSON body by `decode`, and its parameters strictly.
 
     Unknown ones are refused, single ones may stand once, lists are repeated or separated by commas, and a whole number
-    is written in digits.
+    is written in digits. A plain function runs in a thread of the lane for what reads, or of that for what writes.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, with parameters checked and the body read before it."""
-        handle = super().get_route_handler()
+        handle = self._in_lane(super().get_route_handler())
         known = dict(_parameters(self.dependant))
         whole = [field.alias for field in self.dependant.path_params if _type_of(field.field_info) is int]
         has_body = self.body_field is not None
@@ -208,6 +217,21 @@ class StrictRoute(APIRoute):
             return await handle(_Strict(request, query, raw, value))
 
         return strict
+
+    def _in_lane(
+        self, handle: Callable[[Request], Coroutine[Any, Any, Response]]
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        if iscoroutinefunction(self.endpoint):
+            return handle
+        writes = not (self.methods or set()) <= {"GET", "HEAD"}
+
+        async def in_lane(request: Request) -> Response:
+            lanes = cast(Lanes, request.app.state.lanes)
+            # its place is free before the answer is sent, which may take as long as the client likes
+            async with (lanes.writing if writes else lanes.reading).place():
+                return await handle(request)
+
+        return in_lane
 
 
 def _mend_whole(errors: Sequence[Any], body: Any) -> bool:

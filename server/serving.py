@@ -5,7 +5,9 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn, cast
@@ -14,10 +16,15 @@ import uvicorn
 
 from server.connections import Connections, Limits
 from server.database import Database
+from server.logs import log
 from server.settings import Settings
 from server.worker.stop import EXIT_WITH_STDIN
 
-__all__ = ["CannotServe", "listen", "serve", "stop_in_order", "stop_with_parent"]
+__all__ = ["CannotServe", "leave", "listen", "serve", "stop_in_order", "stop_with_parent"]
+
+
+GOODBYE_SECONDS = 1.0
+"""What is left at the end to threads that are still at work."""
 
 
 class CannotServe(Exception):
@@ -137,6 +144,22 @@ def stop_in_order() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+
+
+def leave(status: str | int | None) -> None:
+    """End the program now if threads are left that wait for a database; Python would wait for them, without end.
+
+    Returns if there are none. What they were about to write is not written, as if the program had been killed.
+    """
+    left = [one for one in threading.enumerate() if not one.daemon and one is not threading.current_thread()]
+    give_up_at = time.monotonic() + GOODBYE_SECONDS
+    for one in left:
+        one.join(max(0.0, give_up_at - time.monotonic()))
+    if any(one.is_alive() for one in left):
+        log("threads_abandoned", "warning", count=sum(one.is_alive() for one in left))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def stop_with_parent() -> None:

@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     # --- who may use it
     api_key: SecretStr | None = None
     """An admin key to use instead of a generated one; at least 24 visible ASCII characters. Another one replaces it."""
+    key_outage_seconds: Annotated[float, Field(ge=5, le=86_400)] = 300.0
+    """How long a key that was valid, even one revoked meanwhile, works on while the database does not answer."""
     no_auth: bool = False
     """Ask nobody for a key. Only on a loopback address."""
     allowed_hosts: Names = Field(default_factory=list)

@@ -125,6 +125,7 @@ class Job(NamingBase):
         CheckConstraint("(worker IS NULL) = (lease_expires_at IS NULL)", name="lease"),
         CheckConstraint("attempt >= 1 AND max_attempts >= 1", name="attempt"),
         CheckConstraint("token >= 0 AND next_seq >= 1", name="token"),
+        CheckConstraint("reported >= 0", name="reported"),
         CheckConstraint("fraction >= 0 AND fraction <= 1", name="fraction"),
         # what trains is a policy; a gradient check may describe one that is not stored
         CheckConstraint("kind != 'training' OR policy_id IS NOT NULL", name="policy"),
@@ -162,6 +163,8 @@ class Job(NamingBase):
     attempt: Mapped[int] = mapped_column(default=1)
     max_attempts: Mapped[int]
     token: Mapped[int] = mapped_column(BigInteger, default=0)
+    # number of the last write of the token's holder: one that is sent again, since its answer was lost, is known by it
+    reported: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     worker: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]

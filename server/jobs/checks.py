@@ -1,12 +1,12 @@
 """Gradient checks over HTTP: jobs of another kind, in the same queue and with the same verbs."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi import Body as JsonBody
-from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from pgengine.checking import check_settings
@@ -27,7 +27,7 @@ from server.jobs.schemas import CheckProgress, GradientCheckCreate, GradientChec
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
 from server.pages import Page
-from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, written
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, Threads, invalid, written
 from server.settings import Settings
 
 __all__ = ["router"]
@@ -89,12 +89,13 @@ async def create_gradient_check(
     settings: Configured,
     allowed: Allowed,
     creation: Creation,
+    threads: Threads,
 ) -> Response:
     """Queues a gradient check. What has no exact gradient is refused here, before it is queued."""
-    answered = await run_in_threadpool(creation.answered, database, _today)
+    answered = await threads.reading.run(creation.answered, database, _today)
     if answered is not None:
         return written(answered)
-    draft = await run_in_threadpool(_draft, database, body, allowed, settings)
+    draft = await threads.reading.run(_draft, database, body, allowed, settings)
     engine = cast(Engine, request.app.state.engine)
     try:
         looked_at = await engine.ask("check", {"spec": draft.spec}, policy=draft.policy_bytes)
@@ -111,7 +112,7 @@ async def create_gradient_check(
                 _today,
             )
 
-    return written(await run_in_threadpool(write))
+    return written(await threads.writing.run(write))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +186,13 @@ def _created(
         name=body.name,
         metadata=dict(body.metadata),
     )
-    answer = _body(session, row).model_dump(mode="json")
+    answer = _bodies(session, [row])[0].model_dump(mode="json")
     lasting = ("policy", "estimators", "labels", "metadata")
     return Reply(201, answer, {"location": f"/v1/gradient-checks/{row.id}"}, lasting)
 
 
 def _today(session: Session, check_id: str) -> dict[str, Any]:
-    return _body(session, store.get(session, check_id, KIND)).model_dump(mode="json")
+    return _bodies(session, [store.get(session, check_id, KIND)])[0].model_dump(mode="json")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def list_gradient_checks(query: Annotated[GradientCheckQuery, Query()], database
     """Gradient checks, newest first; their results without what is as long as the policy is large."""
     with database.read() as session:
         page = store.list_(session, query, statuses=query.status, policy_id=query.policy_id, kind=KIND)
-        data = [_body(session, row, arrays=False) for row in page.rows]
+        data = _bodies(session, page.rows, arrays=False)
     return Page(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
 
 
@@ -210,14 +211,14 @@ def list_gradient_checks(query: Annotated[GradientCheckQuery, Query()], database
 def get_gradient_check(check_id: Id, database: Db) -> GradientCheckJob:
     """The check with its state, its progress, and its result at the end."""
     with database.read() as session:
-        return _body(session, store.get(session, check_id, KIND))
+        return _bodies(session, [store.get(session, check_id, KIND)])[0]
 
 
 @router.post("/{check_id}/cancel", operation_id="cancel_gradient_check", summary="Cancel a gradient check")
 def cancel_gradient_check(check_id: Id, database: Db) -> GradientCheckJob:
     """Ends a queued check at once and a running one at its next step. Repeatable."""
     with database.write() as session:
-        return _body(session, store.request_cancel(session, check_id, KIND))
+        return _bodies(session, [store.request_cancel(session, check_id, KIND)])[0]
 
 
 @router.delete("/{check_id}", operation_id="delete_gradient_check", summary="Delete a gradient check", status_code=204)
@@ -252,9 +253,13 @@ def list_gradient_check_events(
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-def _body(session: Session, row: Row, *, arrays: bool = True) -> GradientCheckJob:
-    """A stored check as it is published."""
-    reason = store.queue_reason(session, row)
+def _bodies(session: Session, rows: Sequence[Row], *, arrays: bool = True) -> list[GradientCheckJob]:
+    """Stored checks as they are published, with or without what is as long as the policy is large."""
+    reasons = store.queue_reasons(session, rows)
+    return [_body(row, reasons.get(row.id), arrays=arrays) for row in rows]
+
+
+def _body(row: Row, reason: store.QueueReason | None, *, arrays: bool) -> GradientCheckJob:
     policy = row.spec["policy"] | {"initial_parameters": None}
     if not arrays:
         policy = store.without_feature_arrays(policy)

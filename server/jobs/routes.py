@@ -4,13 +4,12 @@ import csv
 import io
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi import Body as JsonBody
-from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from sqlalchemy.orm import Session
 
@@ -45,7 +44,7 @@ from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
 from server.pages import Page, PageQuery
 from server.policies import store as policies
-from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, negotiated, written
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, Threads, invalid, negotiated, written
 from server.settings import Settings
 
 __all__ = ["named_or_drawn", "router"]
@@ -175,7 +174,7 @@ def create_training_job(
 
         def create() -> Reply:
             row = _create(session, body, draft, settings, creation.key_id)
-            answer = _body(session, row).model_dump(mode="json")
+            answer = _bodies(session, [row])[0].model_dump(mode="json")
             return Reply(201, answer, {"location": f"/v1/training-jobs/{row.id}"}, ("label", "algorithm", "metadata"))
 
         reply = creation.answer(session, create, _today)
@@ -322,7 +321,7 @@ def named_or_drawn(
 
 
 def _today(session: Session, job_id: str) -> dict[str, Any]:
-    return _body(session, store.get(session, job_id, "training")).model_dump(mode="json")
+    return _bodies(session, [store.get(session, job_id, "training")])[0].model_dump(mode="json")
 
 
 def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: Settings, key_id: str) -> Row:
@@ -373,7 +372,7 @@ def list_training_jobs(query: Annotated[TrainingJobQuery, Query()], database: Db
     """Training jobs, newest first."""
     with database.read() as session:
         page = store.list_(session, query, statuses=query.status, policy_id=query.policy_id)
-        data = [_body(session, row) for row in page.rows]
+        data = _bodies(session, page.rows)
     return Page(data=data, has_more=page.has_more, next_cursor=page.next_cursor)
 
 
@@ -381,14 +380,14 @@ def list_training_jobs(query: Annotated[TrainingJobQuery, Query()], database: Db
 def get_training_job(job_id: Id, database: Db) -> TrainingJob:
     """The job with its state, its progress, and its result at the end."""
     with database.read() as session:
-        return _body(session, store.get(session, job_id, "training"))
+        return _bodies(session, [store.get(session, job_id, "training")])[0]
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_training_job", summary="Cancel a training job")
 def cancel_training_job(job_id: Id, database: Db) -> TrainingJob:
     """Ends a queued job at once and a running one at its next update; its checkpoints stay. Repeatable."""
     with database.write() as session:
-        return _body(session, store.request_cancel(session, job_id, "training"))
+        return _bodies(session, [store.request_cancel(session, job_id, "training")])[0]
 
 
 @router.delete("/{job_id}", operation_id="delete_training_job", summary="Delete a training job", status_code=204)
@@ -548,6 +547,7 @@ async def explain_training_job_update(
         int, Path(ge=1, le=LARGEST_INTEGER, description="Number of the policy's update, as in the metrics.")
     ],
     database: Db,
+    threads: Threads,
     first_episode: Annotated[int, Query(ge=0, le=9_999, description="Place in the batch of the first episode.")] = 0,
     episodes: Annotated[int, Query(ge=1, le=256, description="How many episodes to show, at most.")] = 16,
 ) -> Response:
@@ -562,7 +562,7 @@ async def explain_training_job_update(
             return store.explainable(session, job_id, update)
 
     try:
-        found = await run_in_threadpool(read)
+        found = await threads.reading.run(read)
     except store.NotRepeatable as error:
         raise _not_repeatable(error) from None
     if first_episode >= found.spec["algorithm"]["trajectories"]:
@@ -598,9 +598,13 @@ def _not_repeatable(error: Exception) -> InvalidRequest:
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-def _body(session: Session, row: Row) -> TrainingJob:
-    """A stored job as it is published."""
-    reason = store.queue_reason(session, row)
+def _bodies(session: Session, rows: Sequence[Row]) -> list[TrainingJob]:
+    """Stored jobs as they are published."""
+    reasons = store.queue_reasons(session, rows)
+    return [_body(row, reasons.get(row.id)) for row in rows]
+
+
+def _body(row: Row, reason: store.QueueReason | None) -> TrainingJob:
     return TrainingJob(
         id=row.id,
         name=row.name,

@@ -1,7 +1,9 @@
 """All there is to know about jobs: their rows, their states, and who may write them. `history` keeps what they report.
 
 The job table is the queue. A worker *claims* the oldest queued job and gets a fencing token; each write of a worker
-carries it, so that one who has lost its lease without knowing can change nothing (`LeaseLost`).
+carries it, so that one who has lost its lease without knowing can change nothing (`LeaseLost`). It carries a number,
+too: a write whose answer was lost on the way is sent again with the number that it had, and changes nothing if it had
+been committed. A claim whose answer was lost is given again to the worker that had made it.
 
 Jobs of all kinds share the table and the queue. A training goes on from its newest checkpoint; a gradient check begins
 again. A checkpoint that a job reads beside its policy's latest one cannot be deleted before the job ends.
@@ -18,7 +20,7 @@ reached it ends as what it became, with everything it has computed.
 All functions take a transaction (`Database.write()` where they write) and never end it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -50,6 +52,7 @@ __all__ = [
     "any_queued",
     "at_work",
     "claim",
+    "claimed_before",
     "create",
     "delete",
     "explainable",
@@ -59,7 +62,7 @@ __all__ = [
     "list_",
     "lose",
     "policy_busy",
-    "queue_reason",
+    "queue_reasons",
     "reap",
     "release",
     "renew",
@@ -371,15 +374,21 @@ def without_feature_arrays(policy: dict[str, Any]) -> dict[str, Any]:
     return policy | {"features": {name: None if name in _FEATURE_ARRAYS else of for name, of in features.items()}}
 
 
-def queue_reason(session: Session, job: Job) -> QueueReason | None:
-    """Why the job waits, or None if it is not queued."""
-    if job.status != "queued":
-        return None
-    older = (Job.queued_at < job.queued_at) | ((Job.queued_at == job.queued_at) & (Job.id < job.id))
-    ahead = session.scalar(select(func.count()).select_from(Job).where(Job.status == "queued", older)) or 0
+def queue_reasons(session: Session, jobs: Sequence[Job]) -> dict[str, QueueReason]:
+    """Why each of these jobs waits, by id; those that are not queued are missing. Two statements, however many."""
+    queued = [job.id for job in jobs if job.status == "queued"]
+    if not queued:
+        return {}
+    place = func.row_number().over(order_by=(Job.queued_at, Job.id)).label("place")
+    line = select(Job.id, place).where(Job.status == "queued").subquery()
+    rows = session.execute(select(line.c.id, line.c.place).where(line.c.id.in_(queued))).all()
+    busy = _live_leases(session)
+    return {job_id: _queue_reason(place - 1, busy) for job_id, place in rows}
+
+
+def _queue_reason(ahead: int, busy: int) -> QueueReason:
     if ahead:
         return QueueReason("behind", f"{ahead} queued job{'s are' if ahead > 1 else ' is'} older", ahead)
-    busy = _live_leases(session)
     if busy:
         return QueueReason("workers_busy", f"{busy} worker{'s are' if busy > 1 else ' is'} busy with other jobs", 0)
     return QueueReason("waiting_for_worker", "no worker has taken it yet; if it stays so, none is running", 0)
@@ -439,21 +448,56 @@ def claim(session: Session, worker: str, lease_seconds: float) -> Claim | None:
         return None
     instant = _clock(session)
     job.token += 1
+    job.reported = 0
     job.worker = worker
     job.lease_expires_at = instant + timedelta(seconds=lease_seconds)
     job.started_at = job.started_at or instant
     _move(session, job, "running", instant)
-    claimed = _claimed_training(session, job, instant) if job.kind == "training" else _claimed_check(session, job)
+    if job.kind == "training":
+        _prepare_training(session, job, instant)
+    else:
+        job.fraction = 0.0
     session.flush()
-    return claimed
+    return _claimed(session, job)
 
 
-def _claimed_training(session: Session, job: Job, instant: datetime) -> Claim:
-    assert job.policy_id is not None, "the table has a constraint for this"
-    checkpoint = checkpoints.latest(session, job.policy_id)
-    state_bytes = checkpoints.state(session, checkpoint.id) if checkpoint.job_id == job.id else None
+def claimed_before(session: Session, worker: str, lease_seconds: float) -> Claim | None:
+    """The job that this worker holds without knowing it, since the answer to its claim was lost; else None.
+
+    Args:
+        session: A writing transaction.
+        worker: Who asks, and holds nothing that it knows of; no other worker may have its name.
+        lease_seconds: How long it is held without a renewal.
+    """
+    # where something was written with the token, its holder had known of it
+    unknown = (Job.worker == worker, Job.status.in_(HELD_STATUSES), Job.reported == 0)
+    job = session.scalar(select(Job).where(*unknown).limit(1).with_for_update(skip_locked=True))
+    if job is None:
+        return None
+    job.lease_expires_at = _clock(session) + timedelta(seconds=lease_seconds)
+    session.flush()
+    return _claimed(session, job)
+
+
+def _prepare_training(session: Session, job: Job, instant: datetime) -> None:
+    checkpoint, state_bytes = _newest(session, job)
     if state_bytes is not None or job.attempt > 1:
         _rewind(session, job, checkpoint, instant)
+
+
+def _newest(session: Session, job: Job) -> tuple[Checkpoint, bytes | None]:
+    """The checkpoint from which a training goes on, and the state, if the job has written it itself."""
+    assert job.policy_id is not None, "the table has a constraint for this"
+    checkpoint = checkpoints.latest(session, job.policy_id)
+    return checkpoint, checkpoints.state(session, checkpoint.id) if checkpoint.job_id == job.id else None
+
+
+def _claimed(session: Session, job: Job) -> Claim:
+    return _claimed_training(session, job) if job.kind == "training" else _claimed_check(session, job)
+
+
+def _claimed_training(session: Session, job: Job) -> Claim:
+    checkpoint, state_bytes = _newest(session, job)
     return Claim(
         job_id=job.id,
         token=job.token,
@@ -468,7 +512,6 @@ def _claimed_training(session: Session, job: Job, instant: datetime) -> Claim:
 
 
 def _claimed_check(session: Session, job: Job) -> Claim:
-    job.fraction = 0.0
     spec = {name: value for name, value in _whole_spec(session, job).items() if name != "checkpoint_id"}
     return Claim(
         job_id=job.id,
@@ -503,25 +546,40 @@ def renew(session: Session, job_id: str, token: int, lease_seconds: float) -> bo
     return isinstance(result, CursorResult) and result.rowcount == 1
 
 
-def report(session: Session, job_id: str, token: int, report: Report) -> Literal["continue", "cancel"]:
+def report(
+    session: Session, job_id: str, token: int, report: Report, number: int | None = None
+) -> Literal["continue", "cancel"]:
     """Write down what happened, and learn what to do.
+
+    Args:
+        session: A writing transaction.
+        job_id: The job.
+        token: What the claim gave.
+        report: What happened.
+        number: Of this write among the holder's, from 1 and rising, the same when it is repeated, which then changes
+            nothing; None for one that is never repeated. The same is true of `finish`, `release` and `lose`.
 
     Raises:
         LeaseLost: if the job is not held with this token.
     """
-    job = _held(session, job_id, token)
-    _record(session, job, report, _clock(session))
-    session.flush()
+    job = _unless_known(session, job_id, token, number)
+    if job is None:
+        job = _held(session, job_id, token)
+    else:
+        _record(session, job, report, _clock(session))
+        session.flush()
     return "cancel" if job.status == "cancelling" else "continue"
 
 
-def finish(session: Session, job_id: str, token: int, outcome: Outcome) -> None:
+def finish(session: Session, job_id: str, token: int, outcome: Outcome, number: int | None = None) -> None:
     """Write the end of a job: last checkpoint, result and terminal event, all or nothing.
 
     Raises:
         LeaseLost: if the job is not held with this token.
     """
-    job = _held(session, job_id, token)
+    job = _unless_known(session, job_id, token, number)
+    if job is None:
+        return
     instant = _clock(session)
     if outcome.report is not None:
         _record(session, job, outcome.report, instant)
@@ -536,13 +594,17 @@ def finish(session: Session, job_id: str, token: int, outcome: Outcome) -> None:
     session.flush()
 
 
-def release(session: Session, job_id: str, token: int, reason: str, report: Report | None = None) -> None:
+def release(
+    session: Session, job_id: str, token: int, reason: str, report: Report | None = None, number: int | None = None
+) -> None:
     """Give a job back in order: it is queued again at its old place, and another worker goes on with the attempt.
 
     Raises:
         LeaseLost: if the job is not held with this token.
     """
-    job = _held(session, job_id, token)
+    job = _unless_known(session, job_id, token, number)
+    if job is None:
+        return
     instant = _clock(session)
     if report is not None:
         _record(session, job, report, instant)
@@ -550,13 +612,15 @@ def release(session: Session, job_id: str, token: int, reason: str, report: Repo
     session.flush()
 
 
-def lose(session: Session, job_id: str, token: int, reason: str) -> None:
+def lose(session: Session, job_id: str, token: int, reason: str, number: int | None = None) -> None:
     """Say that what computed the job has crashed: it is queued for its next attempt, or fails with `worker_lost`.
 
     Raises:
         LeaseLost: if the job is not held with this token.
     """
-    _lose(session, _held(session, job_id, token), reason)
+    job = _unless_known(session, job_id, token, number)
+    if job is not None:
+        _lose(session, job, reason)
 
 
 def reap(session: Session) -> int:
@@ -594,14 +658,31 @@ def _locked(session: Session, job_id: str, kind: JobKind | None) -> Job:
 
 
 def _held(session: Session, job_id: str, token: int) -> Job:
-    job = session.scalar(
+    job = _of_token(session, job_id, token)
+    if job is None or job.status not in HELD_STATUSES:
+        raise LeaseLost(f"{job_id} is not held with token {token}")
+    return job
+
+
+def _of_token(session: Session, job_id: str, token: int) -> Job | None:
+    """The job while nobody has claimed it after the holder of this token, held or not."""
+    return session.scalar(
         select(Job)
-        .where(Job.id == job_id, Job.token == token, Job.status.in_(HELD_STATUSES))
+        .where(Job.id == job_id, Job.token == token)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
-    if job is None:
-        raise LeaseLost(f"{job_id} is not held with token {token}")
+
+
+def _unless_known(session: Session, job_id: str, token: int, number: int | None) -> Job | None:
+    """The job to write to; None if the write with this number has been committed already."""
+    if number is None:
+        return _held(session, job_id, token)
+    job = _of_token(session, job_id, token)
+    if job is not None and number <= job.reported:
+        return None
+    job = _held(session, job_id, token)
+    job.reported = number
     return job
 
 

@@ -20,12 +20,14 @@ from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
 from server.database import Database
 from server.errors import NotFound, TooManyRequests, Unavailable
 from server.jobs import history
 from server.jobs.reports import JobKind
+from server.lanes import Lane
 from server.metrics import Metrics
 from server.pages import LARGEST_PAGE
 from server.request import LARGEST_INTEGER, invalid, negotiated
@@ -55,6 +57,9 @@ Follow = Annotated[bool, Query(description="Whether a stream goes on with events
 
 PING_SECONDS = 15.0
 """Proxies close a connection on which nothing moves; a comment moves and says nothing."""
+
+AWAY_SECONDS = 1.0
+"""Pause of everybody who follows while the database does not answer."""
 
 FASTEST_POLL_SECONDS = 0.05
 """Pause after a read that found something; it grows to the slowest pause while nothing happens."""
@@ -189,6 +194,8 @@ class Tail:
         self._fastest = min(FASTEST_POLL_SECONDS, poll_seconds)
         self._ping_seconds = ping_seconds
         self._slow_seconds = slow_seconds
+        # those who catch up share a few threads; the poller has one of its own
+        self._lane = Lane(3)
         self._channels: dict[str, _Channel] = {}
         self._streams: set[_Deadline] = set()
         self._followed = asyncio.Event()
@@ -252,10 +259,21 @@ class Tail:
 
         Ends behind the terminal event, when the job is deleted, and on shutdown.
         """
-        with self._channel(job_id, await asyncio.to_thread(self._head, job_id)) as channel:
+        head = None
+        while not self._closed:
+            try:
+                head = await self._lane.run(self._head, job_id)
+                break
+            except Unavailable:
+                yield await self._pause()
+        with self._channel(job_id, head) as channel:
             while not self._closed:
                 if after < channel.floor:
-                    frames = await asyncio.to_thread(self._page, job_id, after)
+                    try:
+                        frames = await self._lane.run(self._page, job_id, after)
+                    except Unavailable:
+                        yield await self._pause()
+                        continue
                 else:
                     frames = channel.behind(after)
                 if frames:
@@ -272,14 +290,19 @@ class Tail:
                     yield KEEPALIVE_COMMENT
 
     async def replay(self, job_id: str, after: int) -> AsyncGenerator[bytes]:
-        """Frames of the events that there are now."""
-        head = await asyncio.to_thread(self._head, job_id)
+        """Frames of the events that there are now; cut off where the database does not answer."""
+        head = await self._lane.run(self._head, job_id)
         while head is not None and after < head.seq and not self._closed:
-            frames = await asyncio.to_thread(self._page, job_id, after)
+            frames = await self._lane.run(self._page, job_id, after)
             if not frames:
                 return
             after = frames[-1].seq
             yield b"".join(frame.data for frame in frames)
+
+    async def _pause(self) -> bytes:
+        """Waits while the database does not answer, and says that the stream lives."""
+        await asyncio.sleep(AWAY_SECONDS)
+        return KEEPALIVE_COMMENT
 
     @contextmanager
     def _channel(self, job_id: str, head: history.Head | None) -> Iterator[_Channel]:
@@ -307,9 +330,14 @@ class Tail:
                 await self._followed.wait()
             try:
                 found = await self._poll()
+            except Unavailable:
+                # followers wait; what happens meanwhile they get when it is back
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
             except SQLAlchemyError:
-                _log.exception("the database does not answer; streams wait")
-                found = False
+                _log.exception("new events could not be read; streams wait")
+                await asyncio.sleep(AWAY_SECONDS)
+                continue
             pause = self._fastest if found else min(pause * 1.5, self._slowest)
             await asyncio.sleep(pause)
 
@@ -324,7 +352,7 @@ class Tail:
         if not open_:
             return False
         # a channel that is given up meanwhile and opened anew is another object, with a position of its own
-        news = await asyncio.to_thread(self._read, {channel.job_id: channel.position for channel in open_})
+        news = await run_in_threadpool(self._read, {channel.job_id: channel.position for channel in open_})
         for channel in open_:
             if channel.job_id in news:
                 frames, ended = news[channel.job_id]

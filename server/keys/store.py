@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from server.database import now
+from server.database import exclusively, now
 from server.errors import NotFound
 from server.ids import new_id
 from server.pages import PageQuery, Slice, fetch
@@ -27,6 +27,7 @@ __all__ = [
     "Identity",
     "Scope",
     "create",
+    "create_first",
     "ensure",
     "list_",
     "revoke",
@@ -62,6 +63,14 @@ def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey
     """Make a key. Its secret is in the answer and nowhere else."""
     secret = SECRET_PREFIX + secrets.token_urlsafe(32)
     return _add(session, secret, name, scopes), secret
+
+
+def create_first(session: Session, name: str) -> tuple[ApiKey, str] | None:
+    """Make an admin key if there is no key at all, else None; of several programs that start at once one makes it."""
+    exclusively(session, "first key")
+    if session.scalar(select(ApiKey.id).limit(1)) is not None:
+        return None
+    return create(session, name, ["admin"])
 
 
 def ensure(session: Session, secret: str, name: str) -> list[ApiKey]:

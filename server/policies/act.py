@@ -34,6 +34,8 @@ INLINE_WORK = 4_000_000
 """Bodies of so many bytes, and so many rows times parameters, take about half a millisecond on one core and stay on the
 event loop, where a thread would add a tenth of a millisecond to each; what is larger would keep others waiting."""
 
+AGE_HEADER = "Policy-Age-Seconds"
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -90,26 +92,22 @@ class ActEndpoint:
         began = time.perf_counter()
         request = await self._request(body)
         rows = self._rows(request)
-        loaded = self._cache.peek(scope["state"]["policy_id"], request.checkpoint)
+        loaded, age = self._cache.peek(scope["state"]["policy_id"], request.checkpoint), 0.0
         if loaded is None:
-            loaded = await self._cache.find(scope["state"]["policy_id"], request.checkpoint)
+            loaded, age = await self._cache.find(scope["state"]["policy_id"], request.checkpoint)
         if len(body) <= INLINE_BYTES and rows * loaded.parameters <= INLINE_WORK:
             answer = self._answer(loaded, request, body)
         else:
             answer = await asyncio.to_thread(self._answer, loaded, request, body)
         self._metrics.act_answered(rows, time.perf_counter() - began)
-        length = str(len(answer)).encode()
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"application/json"), (b"content-length", length)],
-            }
-        )
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        if age >= STALE_SECONDS:
+            headers.append((AGE_HEADER.lower().encode(), str(int(age)).encode()))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
     async def stop(self) -> None:
-        """Waits for what is still being read."""
+        """Waits a moment for what is still being read."""
         await self._cache.stop()
 
     def _answer(self, loaded: Loaded, request: ActRequest, body: bytes) -> bytes:
@@ -370,7 +368,8 @@ OPENAPI: dict[str, Any] = {
         "Answers before, while and after the policy trains. A policy with memory (`memory` above 1) is asked with "
         "`history` or `histories`, any other with `observation` or `observations`. What `latest` and `best` mean, and "
         f"whether the policy still exists, is at most {STALE_SECONDS:g} seconds old; the answer names the checkpoint "
-        "that gave it."
+        "that gave it. While the server's database does not answer, a policy that is in memory goes on acting, and "
+        f"`{AGE_HEADER}` says how old the knowledge of it is; a policy that is not is 503."
     ),
     "tags": ["policies"],
     "requestBody": {
@@ -424,6 +423,15 @@ OPENAPI: dict[str, Any] = {
     },
     "responses": {
         "200": {
+            "headers": {
+                AGE_HEADER: {
+                    "description": (
+                        "Only while the database does not answer: seconds since it was last known which checkpoint "
+                        "is the newest, and that the policy exists."
+                    ),
+                    "schema": {"type": "integer"},
+                }
+            },
             "description": (
                 "The action and its log-probability; of a softmax policy the probabilities, of a Gaussian policy mean, "
                 "sigma and the raw draw that the log-probability belongs to. For a batch the same in plural."

@@ -2,6 +2,8 @@
 
 Loaded policies are kept by checkpoint id. What `latest` and `best` mean, and whether a policy still exists, is read
 again by one query a second for all policies that are being asked; on a hit there is no database access at all.
+
+While the database does not answer, what is in memory goes on acting, and says how old the knowledge is.
 """
 
 import asyncio
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.checkpoints import store as checkpoints
 from server.database import Database
-from server.errors import FieldError, NotFound, invalid
+from server.errors import FieldError, NotFound, Unavailable, invalid
 from server.ids import is_id
+from server.lanes import Lane
 
 if TYPE_CHECKING:
     from pgengine import Policy
@@ -25,7 +28,13 @@ REFRESH_SECONDS = 1.0
 """How often the meaning of `latest` and `best` is read again while policies are being asked."""
 
 STALE_SECONDS = 2.0
-"""Nothing older than this is ever answered: a request that finds older knowledge waits for new."""
+"""Nothing older is answered while the database answers: a request that finds older knowledge waits for new."""
+
+WAIT_SECONDS = 2.0
+"""How long it waits before it takes the older knowledge: a database may hang without saying so."""
+
+GOODBYE_SECONDS = 1.0
+"""What is left to readers when the server shuts down."""
 
 IDLE_SECONDS = 60.0
 """A policy that nobody has asked for so long is no longer kept up to date; the next request reads it again."""
@@ -78,7 +87,8 @@ class PolicyCache:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._known: dict[str, _Known] = {}
         # one reader for each thing that is missing, however many requests wait for it
-        self._flights: dict[str, asyncio.Task[Any]] = {}
+        self._flights: dict[str, tuple[asyncio.Task[Any], float]] = {}
+        self._lane = Lane(2)
 
     def peek(self, policy_id: str, checkpoint: str) -> Loaded | None:
         """The policy if it is in memory and known to be fresh; never waits."""
@@ -98,20 +108,19 @@ class PolicyCache:
         self._loaded.move_to_end(loaded.checkpoint_id)
         return loaded
 
-    async def find(self, policy_id: str, checkpoint: str) -> Loaded:
-        """The policy, read from the database if need be.
+    async def find(self, policy_id: str, checkpoint: str) -> tuple[Loaded, float]:
+        """The policy, read from the database if need be, and how many seconds old the knowledge of it is.
 
         Raises:
             InvalidRequest: if one of the two ids is malformed.
             NotFound: if there is no such policy, or it has no such checkpoint.
+            Unavailable: if the database does not answer and the policy is not in memory.
         """
         if not is_id("pol", policy_id):
             raise invalid("/policy_id", "malformed_id", "Expected an id: pol_ and 32 hexadecimal digits.")
         if checkpoint not in ("latest", "best") and not is_id("ckpt", checkpoint):
             raise invalid("/checkpoint", *CHECKPOINT_EXPECTED)
-        known = self._known.get(policy_id)
-        if known is None or time.monotonic() - known.read_at >= STALE_SECONDS:
-            known = await self._fly(policy_id, lambda: self._read(policy_id))
+        known = await self._current(policy_id)
         checkpoint_id = _checkpoint_id(known.heads, checkpoint)
         if checkpoint_id is None:
             raise _no_checkpoint("No checkpoint of this policy has been evaluated yet, so there is no best one.")
@@ -125,18 +134,46 @@ class PolicyCache:
                 # a repeated update has replaced it since it was read which one is the newest
                 self._known.pop(policy_id, None)
                 return await self.find(policy_id, checkpoint)
+            except Unavailable:
+                # a newer checkpoint is known of, but only an older one is in memory
+                if checkpoint != "latest" or (loaded := self._newest(policy_id)) is None:
+                    raise
         if loaded.policy_id != policy_id:
             raise _no_checkpoint("This policy has no such checkpoint.")
-        return loaded
+        return loaded, time.monotonic() - known.read_at
+
+    async def _current(self, policy_id: str) -> _Known:
+        """What is known of a policy, read again if that is long ago and the database answers."""
+        known = self._known.get(policy_id)
+        if known is None:
+            return await self._fly(policy_id, lambda: self._read(policy_id))
+        known.asked_at = now = time.monotonic()
+        if now - known.read_at < STALE_SECONDS:
+            return known
+        reading = self._fly(policy_id, lambda: self._read(policy_id))
+        # counted from the beginning of the reading: those who come later do not wait as long again
+        began = self._flights[policy_id][1]
+        try:
+            return await asyncio.wait_for(reading, max(0.0, began + WAIT_SECONDS - now))
+        except (Unavailable, TimeoutError):
+            return known
+
+    def _newest(self, policy_id: str) -> Loaded | None:
+        """The newest checkpoint of a policy that is in memory."""
+        own = [loaded for loaded in self._loaded.values() if loaded.policy_id == policy_id]
+        return max(own, key=lambda loaded: loaded.updates, default=None)
 
     async def stop(self) -> None:
-        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        """Waits a moment for what is being read; a database that hangs is not waited for."""
+        if self._flights:
+            await asyncio.wait([task for task, _ in self._flights.values()], timeout=GOODBYE_SECONDS)
 
     def _fly(self, key: str, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Joins the reader of this key, or starts it; a request that is cancelled does not take it along."""
-        task = self._flights.get(key)
+        task, _ = self._flights.get(key) or (None, 0.0)
         if task is None:
-            task = self._flights[key] = asyncio.ensure_future(read())
+            task = asyncio.ensure_future(read())
+            self._flights[key] = (task, time.monotonic())
             task.add_done_callback(lambda ended: self._landed(key, ended))
         return asyncio.shield(task)
 
@@ -148,7 +185,7 @@ class PolicyCache:
     async def _read(self, policy_id: str) -> _Known:
         """Reads one policy that was not known, or not lately."""
         now = time.monotonic()
-        heads = (await asyncio.to_thread(self._heads, [policy_id])).get(policy_id)
+        heads = (await self._lane.run(self._heads, [policy_id])).get(policy_id)
         if heads is None:
             self._forget(policy_id)
             raise NotFound("there is no such policy")
@@ -159,7 +196,7 @@ class PolicyCache:
         """Reads all policies that are being asked, in one query, and forgets those that are gone or idle."""
         now = time.monotonic()
         asked = [policy_id for policy_id, known in self._known.items() if now - known.asked_at < IDLE_SECONDS]
-        found = await asyncio.to_thread(self._heads, asked)
+        found = await self._lane.run(self._heads, asked)
         for policy_id, known in list(self._known.items()):
             heads = found.get(policy_id)
             if heads is not None:
@@ -177,7 +214,7 @@ class PolicyCache:
             self._drop(loaded.checkpoint_id)
 
     async def _load(self, checkpoint_id: str) -> Loaded:
-        loaded = await asyncio.to_thread(self._load_now, checkpoint_id)
+        loaded = await self._lane.run(self._load_now, checkpoint_id)
         self._loaded[checkpoint_id] = loaded
         self._bytes += loaded.size
         while len(self._loaded) > 1 and (len(self._loaded) > self._most_policies or self._bytes > self._most_bytes):

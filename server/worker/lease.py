@@ -9,6 +9,7 @@ from typing import Self
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.database import Database
+from server.errors import Unavailable
 from server.jobs import store
 from server.jobs.reports import Claim
 from server.logs import log
@@ -21,7 +22,7 @@ class Lease:
     """Renews what it holds from `__enter__` to `__exit__`."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        self._database = Database(database.url.render_as_string(hide_password=False), pool_size=1)
+        self._database = database.another(pool_size=1)
         self._lease_seconds = settings.lease_seconds
         self._renew_seconds = settings.renew_seconds
         self._lock = threading.Lock()
@@ -37,7 +38,8 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
-        self._thread.join()
+        # it may be waiting for the database, which the end does not wait for
+        self._thread.join(self._renew_seconds)
         self._database.dispose()
 
     @contextmanager
@@ -57,21 +59,26 @@ class Lease:
             return self._lost or time.monotonic() - self._renewed_at > self._lease_seconds
 
     def _renew_for_ever(self) -> None:
-        while not self._closed.wait(self._renew_seconds):
+        pause = self._renew_seconds
+        while not self._closed.wait(pause):
             with self._lock:
                 claim = self._claim
-            if claim is not None:
-                self._renew(claim)
+            # what is late already must not be late by a whole pause more
+            pause = self._renew_seconds if claim is None or self._renew(claim) else self._renew_seconds / 8
 
-    def _renew(self, claim: Claim) -> None:
+    def _renew(self, claim: Claim) -> bool:
+        """Renew it once; says whether the database answered."""
         # counted from before the statement: the database's lease lasts at least as long
         began = time.monotonic()
         try:
             with self._database.write() as session:
                 renewed = store.renew(session, claim.job_id, claim.token, self._lease_seconds)
-        except SQLAlchemyError as error:
-            log("lease_not_renewed", "warning", job_id=claim.job_id, error=str(error))
-            return
+        except (Unavailable, SQLAlchemyError) as error:
+            # an outage has been logged once already
+            if not self._database.health.is_away:
+                log("lease_not_renewed", "warning", job_id=claim.job_id, error=str(error))
+            return False
         with self._lock:
             if self._claim is claim:
                 self._lost, self._renewed_at = not renewed, began if renewed else self._renewed_at
+        return True

@@ -5,6 +5,7 @@ import threading
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.database import Database
+from server.errors import Unavailable
 from server.jobs import store
 from server.logs import log
 
@@ -23,7 +24,11 @@ def reap_until(stopped: threading.Event, database: Database) -> None:
                 expired = store.any_expired(session)
             if expired:
                 with database.write() as session:
-                    log("leases_reaped", jobs=store.reap(session))
+                    reaped = store.reap(session)
+                # a row that its holder still locks expired too, and cannot be taken yet
+                if reaped:
+                    log("leases_reaped", jobs=reaped)
+        except Unavailable:
+            pass  # the loop that heals the queue goes on until the database is back
         except SQLAlchemyError as error:
-            # a database that is away for a while must not end the loop that heals the queue when it is back
             log("reaping_failed", "warning", error=str(error))

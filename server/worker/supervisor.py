@@ -12,6 +12,7 @@ ended, and a supervisor that does not renew loses its job to the next one.
 """
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -19,10 +20,11 @@ import traceback
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from server.database import Database
+from server.errors import Unavailable
 from server.jobs import store
 from server.jobs.reports import Claim, Failure, Outcome, Report
 from server.logs import configure, log
@@ -56,7 +58,8 @@ def run_supervisor(database: Database, settings: Settings) -> None:
         reaper = threading.Thread(target=reap_until, args=(stop.event, database), name="reaper", daemon=True)
         reaper.start()
         _Supervisor(database, settings, stop, lease).run()
-    reaper.join()
+    # it may be waiting for the database, which the end does not wait for
+    reaper.join(settings.grace_seconds)
     log("worker_stopped")
 
 
@@ -96,7 +99,10 @@ class _Supervisor:
         self._settings = settings
         self._stop = stop
         self._lease = lease
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        # no two have the same name: in containers host and process id may well be alike
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._claim_answered = True
+        self._number = 0
         self._trainer = TrainerProcess(settings)
         self._warm = False
 
@@ -128,17 +134,29 @@ class _Supervisor:
             self._replace_trainer()
 
     def _claim(self) -> Claim | None:
+        lease_seconds = self._settings.lease_seconds
         try:
+            if not self._claim_answered:
+                with self._database.write() as session:
+                    found = store.claimed_before(session, self._name, lease_seconds)
+                self._claim_answered = True
+                if found is not None:
+                    return found
             # reading first: an idle worker takes no lock
             with self._database.read() as session:
                 if not store.any_queued(session):
                     return None
+            self._claim_answered = False
             with self._database.write() as session:
-                return store.claim(session, self._name, self._settings.lease_seconds)
+                found = store.claim(session, self._name, lease_seconds)
+            self._claim_answered = True
+            return found
+        except Unavailable:
+            pass
         except SQLAlchemyError as error:
             log("claim_failed", "warning", error=str(error))
-            self._stop.event.wait(RETRY_SECONDS)
-            return None
+        self._stop.event.wait(RETRY_SECONDS)
+        return None
 
     def _idle(self) -> None:
         try:
@@ -156,6 +174,7 @@ class _Supervisor:
     # --- one job ---
 
     def _serve(self, claim: Claim) -> None:
+        self._number = 0
         log("job_started", job_id=claim.job_id, kind=claim.kind, attempt=claim.attempt, token=claim.token)
         with self._lease.holding(claim):
             try:
@@ -215,7 +234,7 @@ class _Supervisor:
         return False
 
     def _answer(self, claim: Claim, report: Report, deadlines: _Deadlines) -> None:
-        command = self._write(lambda session: store.report(session, claim.job_id, claim.token, report))
+        command = self._write(lambda session, number: store.report(session, *self._of(claim), report, number))
         if command == "cancel":
             deadlines.cancel()
             self._trainer.send(Answer("cancel"))
@@ -227,14 +246,13 @@ class _Supervisor:
         try:
             with self._database.read() as session:
                 return store.get(session, claim.job_id).status == "cancelling"
-        except OperationalError as error:
-            log("read_failed", "warning", error=str(error))
+        except Unavailable:
             return False
 
     # --- its end ---
 
     def _finish(self, claim: Claim, outcome: Outcome) -> None:
-        self._write(lambda session: store.finish(session, claim.job_id, claim.token, outcome))
+        self._write(lambda session, number: store.finish(session, *self._of(claim), outcome, number))
         log("job_ended", job_id=claim.job_id, status=outcome.status, failure=outcome.failure and outcome.failure.code)
         if outcome.failure is not None and outcome.failure.code == "out_of_memory":
             # what the job has left behind in the process would be missing to the next one
@@ -242,11 +260,11 @@ class _Supervisor:
 
     def _release(self, claim: Claim, report: Report | None) -> None:
         reason = "the worker was stopped"
-        self._write(lambda session: store.release(session, claim.job_id, claim.token, reason, report))
+        self._write(lambda session, number: store.release(session, *self._of(claim), reason, report, number))
         log("job_released", job_id=claim.job_id)
 
     def _lose(self, claim: Claim, reason: str) -> None:
-        self._write(lambda session: store.lose(session, claim.job_id, claim.token, reason))
+        self._write(lambda session, number: store.lose(session, *self._of(claim), reason, number))
         log("job_lost", "warning", job_id=claim.job_id, reason=reason)
 
     def _enforce(self, claim: Claim, passed: Literal["cancelled", "released", "stalled"]) -> None:
@@ -260,14 +278,21 @@ class _Supervisor:
             message = f"the trainer made no progress for {self._settings.stall_seconds:g} seconds"
             self._finish(claim, Outcome("failed", failure=Failure("timeout", message)))
 
-    def _write(self, act: Callable[[Session], T]) -> T:
-        """Write, and write again while the database is away and the lease may still be ours."""
+    @staticmethod
+    def _of(claim: Claim) -> tuple[str, int]:
+        return claim.job_id, claim.token
+
+    def _write(self, act: Callable[[Session, int], T]) -> T:
+        """Write, and write again with the same number while the database is away and the lease may still be ours."""
+        self._number += 1
+        began = time.monotonic()
         while True:
             try:
                 with self._database.write() as session:
-                    return act(session)
-            except OperationalError as error:
-                log("write_failed", "warning", error=str(error))
+                    return act(session, self._number)
+            except Unavailable as error:
                 if self._lease.is_over():
                     raise store.LeaseLost("the database did not answer within the lease") from error
+                if self._stop and time.monotonic() - began > self._settings.grace_seconds:
+                    raise store.LeaseLost("the database did not answer before the worker had to stop") from error
                 time.sleep(RETRY_SECONDS)

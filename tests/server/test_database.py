@@ -125,7 +125,7 @@ def test_sqlite_is_set_up_for_several_processes(sqlite_database: Database) -> No
     with sqlite_database.read() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
-        assert session.scalar(text("PRAGMA busy_timeout")) == 30_000
+        assert session.scalar(text("PRAGMA busy_timeout")) == 2_500
 
 
 def test_now_has_milliseconds_and_orders_with_stored_times(database: Database) -> None:

@@ -195,18 +195,16 @@ def test_eight_claimers_share_forty_jobs_without_a_double(database: Database, ne
 def test_a_queued_job_says_why_it_waits(database: Database, new_job: Any) -> None:
     first, second, third = new_job(), new_job(), new_job()
     with database.read() as session:
-        reasons = [store.queue_reason(session, job) for job in (first, second, third)]
-    assert [(reason.code, reason.ahead) for reason in reasons if reason] == [
-        ("waiting_for_worker", 0),
-        ("behind", 1),
-        ("behind", 2),
-    ]
+        reasons = store.queue_reasons(session, [third, first, second])
+    assert {job_id: (reason.code, reason.ahead) for job_id, reason in reasons.items()} == {
+        first.id: ("waiting_for_worker", 0),
+        second.id: ("behind", 1),
+        third.id: ("behind", 2),
+    }
     claim(database)
     with database.read() as session:
-        reason = store.queue_reason(session, second)
-        assert store.queue_reason(session, store.get(session, first.id)) is None
-    assert reason is not None
-    assert reason.code == "workers_busy"
+        reasons = store.queue_reasons(session, [store.get(session, first.id), second])
+    assert {job_id: reason.code for job_id, reason in reasons.items()} == {second.id: "workers_busy"}
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------
@@ -822,3 +820,88 @@ def test_only_an_ended_job_is_deleted_and_its_checkpoints_stay(database: Databas
             assert session.scalar(select(func.count()).select_from(table)) == 0
         kept = list(session.scalars(select(Checkpoint).order_by(Checkpoint.updates)))
         assert [(row.updates, row.job_id) for row in kept] == [(0, None), (700, None)]
+
+
+# --- writes and claims whose answer was lost -------------------------------------------------------------------------
+
+
+def as_it_is(database: Database, job_id: str) -> tuple[Any, ...]:
+    """All that a write could change about a job."""
+    job = job_of(database, job_id)
+    row = {column.key: getattr(job, column.key) for column in Job.__mapper__.column_attrs}
+    with database.read() as session:
+        kept = checkpoints.list_(session, PageQuery(limit=200), policy_id=job.policy_id).rows
+    return row, events_of(database, job_id), [(one.id, one.updates, one.evaluation) for one in kept]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda session, claimed, number: store.report(
+            session, claimed.job_id, claimed.token, with_checkpoint(updates(1, 3)), number
+        ),
+        lambda session, claimed, number: store.finish(
+            session, claimed.job_id, claimed.token, Outcome("succeeded", with_checkpoint(updates(1, 3)), {}), number
+        ),
+        lambda session, claimed, number: store.finish(
+            session, claimed.job_id, claimed.token, Outcome("failed", failure=Failure("timeout", "late")), number
+        ),
+        lambda session, claimed, number: store.release(
+            session, claimed.job_id, claimed.token, "stopped", with_checkpoint(updates(1, 3)), number
+        ),
+        lambda session, claimed, number: store.lose(session, claimed.job_id, claimed.token, "crashed", number),
+    ],
+    ids=["report", "succeeded", "failed", "release", "lose"],
+)
+def test_a_write_that_is_repeated_with_its_number_changes_nothing_and_is_answered_as_at_first(
+    database: Database, new_job: Any, write: Any
+) -> None:
+    job = new_job()
+    claimed = claim(database)
+    with database.write() as session:
+        first = write(session, claimed, 1)
+    before = as_it_is(database, job.id)
+    for _ in range(2):
+        with database.write() as session:
+            assert write(session, claimed, 1) == first
+    assert as_it_is(database, job.id) == before
+
+
+def test_a_report_is_told_from_the_one_before_and_from_that_of_another_holder(database: Database, new_job: Any) -> None:
+    job = new_job()
+    for attempt in (1, 2):
+        claimed = claim(database)
+        with database.write() as session:
+            store.report(session, job.id, claimed.token, updates(2 * attempt - 1, 2 * attempt - 1), 1)
+            store.report(session, job.id, claimed.token, updates(2 * attempt, 2 * attempt), 2)
+            store.lose(session, job.id, claimed.token, "crashed", 3)
+    measured = [event["data"]["from_update"] for event in events_of(database, job.id) if event["type"] == "metrics"]
+    assert measured == [1, 2, 3, 4]
+
+
+def test_a_repeated_report_of_a_job_that_was_taken_away_says_so(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database, lease_seconds=-1)
+    with database.write() as session:
+        store.report(session, job.id, claimed.token, updates(1, 3), 1)
+    with database.write() as session:
+        assert store.reap(session) == 1
+    with pytest.raises(store.LeaseLost), database.write() as session:
+        store.report(session, job.id, claimed.token, updates(1, 3), 1)
+
+
+def test_a_claim_whose_answer_was_lost_is_given_again(database: Database, new_job: Any) -> None:
+    job, other = new_job(), new_job()
+    claimed = claim(database, "lost")
+    before = events_of(database, job.id)
+    with database.write() as session:
+        assert store.claimed_before(session, "somebody else", LEASE) is None
+        again = store.claimed_before(session, "lost", LEASE)
+    assert again == claimed
+    assert events_of(database, job.id) == before
+    # who has written knows what it holds; what is left over from it is for the reaper
+    report_number = 1
+    with database.write() as session:
+        store.report(session, job.id, claimed.token, updates(1, 3), report_number)
+        assert store.claimed_before(session, "lost", LEASE) is None
+    assert job_of(database, other.id).status == "queued"

@@ -245,7 +245,7 @@ def _definitions(database: Database) -> set[str]:
         found = [row for statement in statements for row in connection.scalars(text(statement))]
     # the order within CREATE TABLE does not matter, and neither do white space and needless quotes
     found = [re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", row) for row in found]
-    return {" ".join(sorted(re.split(r",?\s*\n\s*", row.strip(" \n)")))) for row in found}
+    return {" ".join(sorted(re.split(r",?\s*\n\s*", row.strip().removesuffix(")")))) for row in found}
 
 
 def test_migrators_at_the_same_time_wait_for_each_other(empty_database: Database) -> None:
