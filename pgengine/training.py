@@ -38,8 +38,7 @@ from pgengine.optimizers import (
     restore_optimizer,
     set_learning_rate,
 )
-from pgengine.policies import Policy, check_behaviour, create_policy
-from pgengine.policies.networks import rows_are_independent
+from pgengine.policies import FORWARD_VERSION, Policy, check_behaviour, create_policy, rows_are_independent
 from pgengine.resolution import resolve
 from pgengine.rollout import Batch, rollout
 from pgengine.spec import AlgorithmSpec, MixtureBehaviourSpec, OlderBehaviourSpec, PolicyBehaviourSpec, TrainingSpec
@@ -143,9 +142,14 @@ def train(
             opened.close()
 
 
-def runtime_fingerprint() -> dict[str, str | int]:
-    """What the bits of a run depend on besides its spec: another machine is an event, not a promise."""
-    return {
+def runtime_fingerprint(policy: Policy | None = None) -> dict[str, str | int]:
+    """What the bits of a run depend on besides its spec: another machine is an event, not a promise.
+
+    Args:
+        policy: With it a self-test tells whether what it answers to an observation has the same bits alone and at every
+            place of a batch. Where it has not, an episode can be played again only together with its whole batch.
+    """
+    fingerprint: dict[str, str | int] = {
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -153,8 +157,9 @@ def runtime_fingerprint() -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "noise_version": NOISE_VERSION,
-        "rows_are_independent": rows_are_independent(),
+        "forward_version": FORWARD_VERSION,
     }
+    return fingerprint if policy is None else fingerprint | {"rows_are_independent": rows_are_independent(policy)}
 
 
 class _Run:

@@ -1,4 +1,4 @@
-"""What networks are built from: how an observation becomes numbers, activations, matrices to start from."""
+"""What networks are built from: how an observation becomes numbers, the matrix product, activations, first matrices."""
 
 import numpy as np
 
@@ -7,7 +7,15 @@ from pgengine.features import one_hot
 from pgengine.noise import Noise
 from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space, observation_numbers
 
-__all__ = ["activate", "encoded_numbers", "orthogonal", "width_of_numbers"]
+__all__ = ["FORWARD_VERSION", "PAD", "activate", "encoded_numbers", "orthogonal", "product", "width_of_numbers"]
+
+PAD = 8
+"""Rows of a block: numpy multiplies so many at a time."""
+
+FORWARD_VERSION = 2
+"""Version of how rows are multiplied: another one gives other last bits (docs/adr/0008-forward-passes-in-blocks.md)."""
+
+_PAIR = 2  # rows that are multiplied at a time with a single column
 
 
 def encoded_numbers(space: Space, observations: np.ndarray) -> np.ndarray:
@@ -23,6 +31,27 @@ def width_of_numbers(space: Space) -> int:
     if isinstance(space, DiscreteSpace):
         return space.n
     return sum(space.nvec) if isinstance(space, MultiDiscreteSpace) else observation_numbers(space)
+
+
+def product(x: Array, weight: Array) -> Array:
+    """Rows [..., N, K] times a matrix [K, width], as [..., N, width].
+
+    A matrix product adds up in another order for other numbers of rows, and among many rows in another order for some
+    of them than for the rest. So numpy gets eight rows at a time, or two if the matrix has a single column: then every
+    kernel that was tried treats all rows alike (docs/adr/0008-forward-passes-in-blocks.md).
+
+    Args:
+        x: In numpy the rows of whole blocks: N, or N times what stands before it, is a multiple of PAD. Other rows are
+            multiplied as they are, and nothing is promised of their last bits.
+        weight: In numpy or torch, as x.
+    """
+    inputs = x.shape[-1]
+    if type(weight) is not np.ndarray:
+        return x @ weight if x.ndim == 2 else (x.reshape(-1, inputs) @ weight).reshape(*x.shape[:-1], -1)
+    rows = PAD if weight.shape[1] > 1 else _PAIR
+    if x.shape[-2] == rows or x.size % (rows * inputs):
+        return x @ weight
+    return (x.reshape(-1, rows, inputs) @ weight).reshape(*x.shape[:-1], -1)
 
 
 def activate(name: str, x: Array) -> Array:

@@ -14,7 +14,7 @@ from pgengine.distributions import Array, namespace
 from pgengine.errors import SpecError
 from pgengine.features import PairFeatures, StateFeatures, open_features
 from pgengine.noise import Noise
-from pgengine.policies.layers import activate, encoded_numbers, orthogonal, width_of_numbers
+from pgengine.policies.layers import PAD, activate, encoded_numbers, orthogonal, product, width_of_numbers
 from pgengine.policies.transformer import Transformer
 from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space
 from pgengine.spec import (
@@ -41,12 +41,9 @@ __all__ = [
     "blocks",
     "open_network",
     "padded",
-    "rows_are_independent",
 ]
 
 MAX_PARAMETERS = 16_777_216
-PAD = 8
-"""Rows in a block."""
 
 
 def padded(rows: np.ndarray) -> np.ndarray:
@@ -62,26 +59,11 @@ def padded(rows: np.ndarray) -> np.ndarray:
 def blocks(rows: np.ndarray) -> np.ndarray:
     """Rows [N, …] as [blocks, PAD, …], the last block filled up with zeros; a single block as [PAD, …].
 
-    A matrix product chooses its method, and with it the last bits, by the number of rows. Taken block by block it
-    always has the same number, so a row's bits do not depend on how many neighbours it has.
+    A matrix product chooses its method, and with it the last bits, by the number of rows. Taken block by block
+    (`product`) it always has the same number, so a row's bits depend neither on its neighbours nor on its place.
     """
     full = padded(rows)
     return full if len(full) == PAD else full.reshape(-1, PAD, *full.shape[1:])
-
-
-def rows_are_independent() -> bool:
-    """Self-test of `blocks` on this machine: whether a row has the same bits alone and among 4,096.
-
-    Where it fails, an episode can only be replayed together with its whole batch.
-    """
-    noise = Noise(0, "acting", 0)
-    for inputs, outputs in ((4, 64), (64, 64), (64, 2), (64, 17), (376, 17)):
-        weight = noise.matrix("probe", 0, (inputs, outputs)).astype(np.float32)
-        rows = noise.matrix("probe", 1, (4096, inputs)).astype(np.float32)
-        among = (blocks(rows) @ weight).reshape(-1, outputs)
-        if any(not np.array_equal((blocks(rows[n : n + 1]) @ weight)[0], among[n]) for n in range(0, 4096, 97)):
-            return False
-    return True
 
 
 def _zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -214,7 +196,7 @@ class CrossedFeatures:
         """Linear outputs [N, width]."""
         theta = parameters["theta"]
         if self._features.active is None:
-            return encoded @ theta
+            return product(encoded, theta)
         xp = namespace(theta)
         rows = xp.take(theta, xp.reshape(encoded, (-1,)), axis=0)
         return xp.sum(xp.reshape(rows, (*encoded.shape, self._width)), axis=-2)
@@ -265,7 +247,7 @@ class Linear:
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Linear outputs [N, width]."""
         theta = parameters["theta"]
-        return encoded @ theta[:-1, :] + theta[-1, :]
+        return product(encoded, theta[:-1, :]) + theta[-1, :]
 
 
 _GAINS = {"tanh": 5.0 / 3.0, "relu": math.sqrt(2.0)}
@@ -316,9 +298,9 @@ class Mlp(_Layers):
     def outputs(self, parameters: dict[str, Array], encoded: Array) -> Array:
         """Outputs of the last layer, [N, width]."""
         (weight, bias), *others = self._names
-        x = encoded @ parameters[weight] + parameters[bias]
+        x = product(encoded, parameters[weight]) + parameters[bias]
         for weight, bias in others:
-            x = activate(self._activation, x) @ parameters[weight] + parameters[bias]
+            x = product(activate(self._activation, x), parameters[weight]) + parameters[bias]
         return x
 
 
@@ -351,14 +333,14 @@ class PairScores(_Layers):
         xp, A = namespace(encoded), self._actions.n
         (weight, bias), *others = self._names
         if self._pairs is None:
-            of_states = encoded @ parameters[weight][:-A, :]
+            of_states = product(encoded, parameters[weight][:-A, :])
             x = of_states[..., None, :] + parameters[weight][-A:, :]  # [N, A, H]
             # pairs become rows of one matrix, which in numpy has the same number of rows in every block
             x = xp.reshape(x, (*encoded.shape[:-2], encoded.shape[-2] * A, x.shape[-1]))
         else:
             x = xp.reshape(encoded, (*encoded.shape[:-3], encoded.shape[-3] * A, encoded.shape[-1]))
-            x = x @ parameters[weight]
+            x = product(x, parameters[weight])
         x = x + parameters[bias]
         for weight, bias in others:
-            x = activate(self._activation, x) @ parameters[weight] + parameters[bias]
+            x = product(activate(self._activation, x), parameters[weight]) + parameters[bias]
         return xp.reshape(x, (*x.shape[:-2], x.shape[-2] // A, A))

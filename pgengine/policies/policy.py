@@ -28,8 +28,9 @@ from pgengine.noise import Noise
 from pgengine.policies.memory import first_windows, mark, shifted_windows, windows_of_rows
 from pgengine.policies.networks import MAX_PARAMETERS, blocks, open_network
 from pgengine.policies.normaliser import COUNT, SQUARES, buffer_shapes, merged, new_buffers, normalised
+from pgengine.policies.probes import probes
 from pgengine.resolution import resolve_policy
-from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace, Space, SpaceSpec, parse_observations
+from pgengine.spaces import BoxSpace, Space, SpaceSpec, parse_observations
 from pgengine.spec import (
     LARGEST_INTEGER,
     EnvironmentSpec,
@@ -44,7 +45,6 @@ from pgengine.spec import (
 
 __all__ = ["Acted", "Policy", "create_policy", "load"]
 
-PROBES = 8  # observations whose outputs are kept beside the weights and checked at load
 PROBE_TOLERANCE = 1e-4  # between machines; on the same machine they agree to the bit
 
 
@@ -331,10 +331,10 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         """The whole policy as safetensors with a JSON header; `pgengine.load` reads it."""
-        probes = _probes(self)
+        seen = probes(self.observation_space, self.memory)
         tensors = {f"parameters.{name}": array for name, array in self.parameters.items()}
         tensors |= {f"buffers.{name}": array for name, array in self.buffers.items()}
-        tensors["probe.outputs"] = self.outputs(probes)
+        tensors["probe.outputs"] = self.outputs(seen)
         if self.features is not None:
             tensors["features"] = self.features
         return safetensors.numpy.save(tensors, {"pgengine": self.header().model_dump_json()})
@@ -384,30 +384,6 @@ def _acting_noise(seed: int | None, N: int, kind: str, width: int | None) -> np.
     if width is None:
         return noise.uniform("action", 0, N)[:, 0]
     return noise.uniforms("action", 0, N, width)[:, 0]
-
-
-def _probes(policy: Policy) -> np.ndarray:
-    k = policy.memory
-    if k == 1:
-        return _probe_rows(policy.observation_space, PROBES)
-    rows = _probe_rows(policy.observation_space, PROBES * k)
-    # windows that are full, and windows that have only begun
-    begun = np.arange(k) < k - 1 - np.arange(PROBES)[:, None] % k
-    seen = rows.reshape(PROBES, k, *rows.shape[1:])
-    seen[begun] = mark(policy.observation_space)
-    return seen
-
-
-def _probe_rows(space: Space, N: int) -> np.ndarray:
-    if isinstance(space, DiscreteSpace):
-        return space.start + np.arange(N) % space.n
-    if isinstance(space, BoxSpace):
-        flat: np.ndarray = Noise(0, "acting", 0).matrix("probe", 0, (N, space.size))
-        return flat.astype(np.float32).reshape(N, *space.shape)
-    n = np.array(space.nvec) if isinstance(space, MultiDiscreteSpace) else np.full(space.n, 2)
-    start = np.array(space.starts) if isinstance(space, MultiDiscreteSpace) else np.zeros(space.n, dtype=np.int64)
-    rows: np.ndarray = start + (np.arange(N)[:, None] + np.arange(len(n))) % n
-    return rows
 
 
 def create_policy(
@@ -486,7 +462,7 @@ def load(data: bytes) -> Policy:
         }
         policy = Policy(header, parameters, tensors.get("features"), buffers)
         _check_shapes(policy)
-        outputs = policy.outputs(_probes(policy))
+        outputs = policy.outputs(probes(policy.observation_space, policy.memory))
         expected = tensors["probe.outputs"]
         agree = expected.shape == outputs.shape and np.allclose(
             outputs, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE, equal_nan=True

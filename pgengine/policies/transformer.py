@@ -14,7 +14,7 @@ import numpy as np
 from pgengine.distributions import Array, namespace
 from pgengine.errors import SpecError
 from pgengine.noise import Noise
-from pgengine.policies.layers import activate, encoded_numbers, orthogonal, width_of_numbers
+from pgengine.policies.layers import activate, encoded_numbers, orthogonal, product, width_of_numbers
 from pgengine.policies.memory import present
 from pgengine.spaces import DiscreteSpace, Space
 from pgengine.spec import TransformerPolicySpec
@@ -104,13 +104,13 @@ class Transformer:
             x = xp.reshape(xp.take(p["embedding"], indices, axis=0), (*encoded.shape, self._W))
         else:
             there = encoded[..., -1] > 0
-            x = self._each(encoded[..., :-1], p["embedding"])
+            x = product(encoded[..., :-1], p["embedding"])
         x = x + p["position"]
         there = there[..., None, None, :]  # for all heads and all that ask
         for n in range(self._layers):
             x = self._block(p, f"blocks.{n}", x, there, newest=n == self._layers - 1)
         x = self._norm(p, "norm", x)
-        return (self._each(x, p["head.weight"]) + p["head.bias"])[..., 0, :]
+        return (product(x, p["head.weight"]) + p["head.bias"])[..., 0, :]
 
     def _block(self, p: dict[str, Array], b: str, x: Array, there: Array, *, newest: bool) -> Array:
         """Attention and a fully connected layer; the last block is asked for the newest position alone."""
@@ -120,31 +120,25 @@ class Transformer:
         else:
             asking = normed
         x = x + self._attention(p, b, asking, normed, there)
-        wide = self._each(self._norm(p, f"{b}.norm1", x), p[f"{b}.expand.weight"]) + p[f"{b}.expand.bias"]
-        return x + self._each(activate(self._activation, wide), p[f"{b}.contract.weight"]) + p[f"{b}.contract.bias"]
+        wide = product(self._norm(p, f"{b}.norm1", x), p[f"{b}.expand.weight"]) + p[f"{b}.expand.bias"]
+        return x + product(activate(self._activation, wide), p[f"{b}.contract.weight"]) + p[f"{b}.contract.bias"]
 
     def _attention(self, p: dict[str, Array], b: str, asking: Array, asked: Array, there: Array) -> Array:
         xp = namespace(asked)
-        query = self._split(self._each(asking, p[f"{b}.query.weight"]))
-        key, value = (self._split(self._each(asked, p[f"{b}.{name}.weight"])) for name in ("key", "value"))
+        query = self._split(product(asking, p[f"{b}.query.weight"]))
+        key, value = (self._split(product(asked, p[f"{b}.{name}.weight"])) for name in ("key", "value"))
         scores = query @ xp.matrix_transpose(key) / math.sqrt(self._W // self._heads)
         scores = xp.where(there, scores, xp.full_like(scores, NOWHERE))
         weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         merged = xp.swapaxes(weights @ value, -3, -2)  # [N, asking, heads, W / heads]
         merged = xp.reshape(merged, (*merged.shape[:-2], self._W))
-        return self._each(merged, p[f"{b}.merge.weight"]) + p[f"{b}.merge.bias"]
+        return product(merged, p[f"{b}.merge.weight"]) + p[f"{b}.merge.bias"]
 
     def _split(self, x: Array) -> Array:
         """[N, places, W] as [N, heads, places, W / heads]."""
         xp = namespace(x)
         return xp.swapaxes(xp.reshape(x, (*x.shape[:-1], self._heads, self._W // self._heads)), -2, -3)
-
-    def _each(self, x: Array, weight: Array) -> Array:
-        """Every place of every window times a matrix: one product, with the same number of rows in every block."""
-        xp = namespace(x)
-        rows = xp.reshape(x, (*x.shape[:-3], x.shape[-3] * x.shape[-2], x.shape[-1])) @ weight
-        return xp.reshape(rows, (*x.shape[:-1], weight.shape[-1]))
 
     def _norm(self, p: dict[str, Array], name: str, x: Array) -> Array:
         """Every place at mean 0 and deviation 1, then scaled and shifted (Ba et al. 2016)."""

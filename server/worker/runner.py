@@ -49,10 +49,10 @@ def run(job: Start, link: Channel) -> None:
 def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
     import pgengine
 
-    reporter.describe(pgengine.runtime_fingerprint())
     spec = TrainingSpec.model_validate(job.spec)
     assert job.policy_bytes is not None, "a training starts from a stored policy"
     policy = pgengine.load(job.policy_bytes)
+    reporter.describe(pgengine.runtime_fingerprint(policy))
     behaviour = None if job.behaviour_bytes is None else pgengine.load(job.behaviour_bytes)
     update: Update | None = None
     for update in pgengine.train(spec, policy=policy, resume_from=job.state_bytes, behaviour=behaviour):

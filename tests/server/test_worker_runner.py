@@ -69,7 +69,8 @@ def updates_in(reports: list[Report]) -> list[int]:
 @pytest.mark.slow
 def test_every_update_is_reported_once_and_not_too_often(ends: tuple[Link, Link]) -> None:
     began = time.monotonic()
-    reports, last = follow(ends, start(300), [])
+    job = start(300)
+    reports, last = follow(ends, job, [])
     seconds = time.monotonic() - began
     assert isinstance(last, Finished)
     assert last.outcome.status == "succeeded"
@@ -77,7 +78,7 @@ def test_every_update_is_reported_once_and_not_too_often(ends: tuple[Link, Link]
     assert updates_in([*reports, last.outcome.report]) == list(range(1, 301))
     # the checkpoint before the last evaluation does not wait its turn
     assert len(reports) <= seconds / REPORT_SECONDS + 2
-    assert reports[0].fingerprint == pgengine.runtime_fingerprint()
+    assert reports[0].fingerprint == pgengine.runtime_fingerprint(pgengine.load(job.policy_bytes or b""))
     assert all(report.fingerprint is None for report in reports[1:])
 
 
