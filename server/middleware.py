@@ -179,6 +179,9 @@ class Gate:
             await self._pass(scope, headers, receive, exchange)
         except ApiError as error:
             await exchange.refuse(error)
+        except asyncio.CancelledError:
+            # the grace period of a stop is over, and what this request waits for is given up
+            await exchange.refuse(Unavailable("The server is shutting down."))
         except ClientDisconnect:
             _log.debug("request %s: the client went away", exchange.request_id)
         # the last resort of the whole server

@@ -101,7 +101,7 @@ class PolicyCache:
             return None
         known.asked_at = now
         if age >= REFRESH_SECONDS and _REFRESH not in self._flights:
-            self._fly(_REFRESH, self._refresh)
+            self._flight(_REFRESH, self._refresh)
         loaded = self._loaded.get(_checkpoint_id(known.heads, checkpoint) or "")
         if loaded is None or loaded.policy_id != policy_id:
             return None
@@ -170,12 +170,15 @@ class PolicyCache:
 
     def _fly(self, key: str, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Joins the reader of this key, or starts it; a request that is cancelled does not take it along."""
+        return asyncio.shield(self._flight(key, read))
+
+    def _flight(self, key: str, read: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         task, _ = self._flights.get(key) or (None, 0.0)
         if task is None:
             task = asyncio.ensure_future(read())
             self._flights[key] = (task, time.monotonic())
             task.add_done_callback(lambda ended: self._landed(key, ended))
-        return asyncio.shield(task)
+        return task
 
     def _landed(self, key: str, task: asyncio.Task[Any]) -> None:
         del self._flights[key]
