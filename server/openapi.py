@@ -4,7 +4,7 @@ FastAPI describes its routes; what it cannot know is added here: who may call, w
 endpoint, which no router of FastAPI serves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,6 +26,7 @@ from server.errors import (
     UnsupportedMediaType,
     error_types,
 )
+from server.generators import for_generators
 from server.middleware import ACT_ROUTE
 from server.policies import act
 
@@ -82,7 +83,59 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             operation["responses"] |= _problems(path, method, operation)
+            _add_headers(operation)
+    components["headers"] = {name: _header(name) for name in HEADERS}
+    for_generators(schema, raw="EventPage")
     return schema
+
+
+# --- headers ----------------------------------------------------------------------------------------------------------
+
+HEADERS = {
+    "X-Request-Id": "The request's id: the one that it was sent with, or a new one. It is in the server's log too.",
+    "Location": "Path of the object.",
+    "Idempotency-Replayed": "`true` where the answer was given before to the same Idempotency-Key.",
+    "WWW-Authenticate": "`Bearer`: which kind of key is expected.",
+    "X-Should-Retry": "`false` where repeating the same request cannot help.",
+    "Retry-After": "Seconds after which to send the request again.",
+    "ETag": "Tells this content from others.",
+    "Cache-Control": "Whether and how long the answer may be kept.",
+    "Content-Disposition": "Name of the file.",
+}
+_ON_ERRORS = {"401": "WWW-Authenticate", "409": "X-Should-Retry", "422": "X-Should-Retry", "429": "Retry-After"}
+_ON_503 = ("Retry-After", "X-Should-Retry")
+_ON_CREATING = ("Location", "Idempotency-Replayed")
+_ON_STREAMS = ("Cache-Control",)
+_ON_CONTENT = ("ETag", "Cache-Control", "Content-Disposition")
+
+
+def _add_headers(operation: dict[str, Any]) -> None:
+    """Say which headers each response may have, beside those that a route has declared."""
+    for status, response in operation["responses"].items():
+        names = ["X-Request-Id", *_names_of_headers(operation, status)]
+        documented = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        response["headers"] = documented | response.get("headers", {})
+
+
+def _names_of_headers(operation: dict[str, Any], status: str) -> Iterable[str]:
+    if status >= "400":
+        return _ON_503 if status == "503" else [name for one, name in _ON_ERRORS.items() if one == status]
+    identifier = operation["operationId"]
+    if any(parameter["name"] == "Idempotency-Key" for parameter in operation.get("parameters", ())):
+        return _ON_CREATING
+    if identifier.endswith("_events"):
+        return _ON_STREAMS
+    if identifier == "get_checkpoint_content":
+        return _ON_CONTENT if status == "200" else _ON_CONTENT[:2]
+    return ()
+
+
+def _header(name: str) -> dict[str, Any]:
+    kind = "integer" if name == "Retry-After" else "string"
+    return {"description": HEADERS[name], "schema": {"type": kind}}
+
+
+# --- the act endpoint and problems ------------------------------------------------------------------------------------
 
 
 def _act() -> dict[str, Any]:
@@ -110,12 +163,12 @@ def _errors_of(path: str, method: str, operation: dict[str, Any]) -> Iterator[ty
         yield Conflict
     if path.endswith(("/events", "/metrics")):
         yield NotAcceptable
-    if path.endswith("/events") or operation["operationId"] in _ASKING:
+    if path.endswith("/events") or operation["operationId"] in _BOUNDED:
         yield TooManyRequests
 
 
-_ASKING = ("explain_training_job_update", "create_gradient_check")
-"""Operations that ask the engine in a program of its own."""
+_BOUNDED = ("explain_training_job_update", "create_gradient_check", "create_training_job")
+"""Operations of which only so many are taken: they ask the engine in a program of its own, or queue a job."""
 
 
 def _response(error: type[ApiError]) -> dict[str, Any]:

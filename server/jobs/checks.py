@@ -21,6 +21,7 @@ from server.idempotency import Reply
 from server.ids import JobId
 from server.jobs import store, tail
 from server.jobs.engine import Engine, EngineFailed
+from server.jobs.events import EventPage
 from server.jobs.reports import JobKind
 from server.jobs.routes import named_or_drawn
 from server.jobs.schemas import CheckProgress, GradientCheckCreate, GradientCheckJob, GradientCheckQuery, QueueReason
@@ -232,6 +233,7 @@ def delete_gradient_check(check_id: Id, database: Db) -> None:
     "/{check_id}/events",
     operation_id="list_gradient_check_events",
     summary="Read or follow a gradient check's events",
+    response_model=EventPage,
     openapi_extra=tail.OPENAPI,
 )
 def list_gradient_check_events(

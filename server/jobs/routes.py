@@ -30,6 +30,7 @@ from server.idempotency import Reply
 from server.ids import JobId, is_id
 from server.jobs import history, store, tail
 from server.jobs.engine import Engine, EngineFailed
+from server.jobs.events import EventPage
 from server.jobs.schemas import (
     Metrics,
     Progress,
@@ -411,6 +412,7 @@ def list_training_job_checkpoints(job_id: Id, query: Annotated[PageQuery, Query(
     "/{job_id}/events",
     operation_id="list_training_job_events",
     summary="Read or follow a training job's events",
+    response_model=EventPage,
     openapi_extra=tail.OPENAPI,
 )
 def list_training_job_events(

@@ -491,20 +491,6 @@ class _EventStream(StreamingResponse):
                 await deadline.run(lambda guarded: answer(scope, receive, guarded), send)
 
 
-_EVENT_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["object", "job_id", "seq", "type", "attempt", "created_at", "data"],
-    "properties": {
-        "object": {"type": "string", "enum": ["event"]},
-        "job_id": {"type": "string"},
-        "seq": {"type": "integer", "description": "Number of the event in its job, from 1."},
-        "type": {"type": "string", "enum": list(history.EVENT_TYPES)},
-        "attempt": {"type": "integer"},
-        "created_at": {"type": "string", "format": "date-time"},
-        "data": {"type": "object", "additionalProperties": True, "description": "What happened; depends on `type`."},
-    },
-}
-
 OPENAPI: dict[str, Any] = {
     "parameters": [
         {
@@ -526,18 +512,6 @@ OPENAPI: dict[str, Any] = {
                 "A gradient check has events of its states only: how far it is says its `progress`."
             ),
             "content": {
-                JSON: {
-                    "schema": {
-                        "type": "object",
-                        "required": ["object", "data", "has_more", "next_cursor"],
-                        "properties": {
-                            "object": {"type": "string", "enum": ["list"]},
-                            "data": {"type": "array", "items": _EVENT_SCHEMA},
-                            "has_more": {"type": "boolean"},
-                            "next_cursor": {"type": ["string", "null"]},
-                        },
-                    }
-                },
                 MEDIA_TYPE: {"schema": {"type": "string"}},
             },
         },
