@@ -32,6 +32,7 @@ from pgengine.spec import AlgorithmSpec
 __all__ = ["exact_figures", "gradient_figures", "return_figures", "saturated_fraction"]
 
 GROUPS = 4  # more groups tell more and cost more passes
+RELATIVE_ZERO = 1e-12  # share of the groups' squared norms below which their spread is rounding of 32 bits
 EXACT_COST = 2_000_000  # multiplications of one exact return that an update may cost
 
 
@@ -60,7 +61,9 @@ def gradient_figures(
     total = each.sum(dim=0)
     squares, square = float((each * each).sum()), float(total @ total)
     signal = (square - squares) / (M * (M - 1))
-    noise = max(0.0, (squares - square / M) / (M * (M - 1)))
+    spread = squares - square / M
+    # groups that are equal but for rounding have no noise that a signal could be compared with
+    noise = spread / (M * (M - 1)) if spread > RELATIVE_ZERO * squares else 0.0
     figures = {"gradient_squared_norm": signal, "gradient_noise": noise}
     if noise > 0:
         figures["signal_to_noise"] = signal / noise

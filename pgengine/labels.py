@@ -83,7 +83,8 @@ class Label(Spec):
     """What the expected estimate is, compared with the gradient of the objective."""
 
     kind: Kind
-    """exact; scaled by a known factor; scaled by an unknown positive factor; biased."""
+    """exact; scaled by a known factor; scaled by an unknown factor that is never negative, and zero only where the
+    reason says so; biased."""
     factor: float | None
     """The known factor: 1 if exact, null if unknown or biased."""
     objective: Objective
@@ -270,7 +271,10 @@ def _entropy(algorithm: AlgorithmSpec, played: EnvironmentFacts) -> list[_Findin
 
 def _standardised(algorithm: AlgorithmSpec) -> list[_Finding]:
     if algorithm.standardise == "leave_one_out":
-        message = "weights are divided by the deviation of the other trajectories' returns: a positive factor"
+        message = (
+            "weights are divided by the deviation of the other trajectories' returns, and are zero where those are "
+            "all alike: a factor that is not negative, and zero where the others' returns never differ"
+        )
         return [_Finding("standardised_by_others", message, "scaled_unknown")]
     if algorithm.standardise == "batch":
         message = "weights are shifted and divided by mean and deviation of a batch that has the own actions in it"

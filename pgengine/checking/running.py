@@ -160,7 +160,8 @@ def _of_enumerated(candidate: Candidate, moments: ExactMoments, policy: Policy, 
     unit = max(float(np.linalg.norm(candidate.target)), math.sqrt(moments.variance_trace))
     agrees = figures["bias_norm"] <= TOLERANCE * unit
     if candidate.label.kind == "scaled_unknown":
-        agrees = agrees and (figures["scale"] is None or figures["scale"] > 0.0)
+        # the factor is zero where the returns of others never differ, and then every estimate is
+        agrees = agrees and (figures["scale"] is None or figures["scale"] > 0.0 or moments.variance_trace == 0.0)
     return EstimatorReport(
         **figures,
         batches=None,

@@ -7,7 +7,7 @@ from pgengine.estimators.batch_baselines import batch_mean, leave_one_out
 from pgengine.estimators.ratios import Ratios, importance_ratios
 from pgengine.estimators.returns import reward_to_go, total_return
 from pgengine.estimators.rows import BatchRows, Grid, StepWeights
-from pgengine.estimators.scales import deviation_of_others, whitened
+from pgengine.estimators.scales import deviation_of_others, significant, whitened
 from pgengine.spec import (
     AlgorithmSpec,
     BatchMeanBaselineSpec,
@@ -17,6 +17,8 @@ from pgengine.spec import (
 )
 
 __all__ = ["step_weights"]
+
+SINGLE = 1e6  # how much more 32 bits round than 64, and than the share that counts as zero allows for
 
 
 def step_weights(rows: BatchRows, algorithm: AlgorithmSpec) -> StepWeights:
@@ -48,7 +50,9 @@ def step_weights(rows: BatchRows, algorithm: AlgorithmSpec) -> StepWeights:
     ratios = _ratios(rows, grid, algorithm)
     # a ratio beyond every float times a reward of zero is not a number, and whoever makes the step sees it
     with np.errstate(invalid="ignore", over="ignore"):
-        rewards = _paid(rows, algorithm)
+        rewards, later = np.asarray(rows.rewards, dtype=np.float64), _later_entropy(rows, algorithm)
+        if later is not None:
+            rewards = rewards + later
         if ratios is not None:
             rewards = ratios.reward * rewards
         total = algorithm.credit == "total_return"
@@ -57,16 +61,20 @@ def step_weights(rows: BatchRows, algorithm: AlgorithmSpec) -> StepWeights:
         baseline = _baseline(credit, rows, grid, algorithm)
         if ratios is not None:
             baseline = ratios.reward * baseline
-        divisor, powers = _divisor(credit, rows.offsets, grid, algorithm), algorithm.credit_gamma**grid.time
-        score = credit - baseline
+        sizes = np.abs(credit)
+        if algorithm.standardise != "none":  # a division by the deviation would blow rounding up
+            sizes = returns(_sizes(rewards, later, ratios), rows.offsets, gamma=algorithm.credit_gamma)
+        divisor, powers = _divisor(credit, sizes, rows.offsets, grid, algorithm), algorithm.credit_gamma**grid.time
+        sizes = np.maximum(sizes, np.abs(baseline))
+        score = significant(credit - baseline, sizes)
         if algorithm.standardise == "batch":
-            score = whitened(score)
+            score = whitened(score, sizes)
         if algorithm.discount_weight == "gamma_power":
             score = score * powers
         score = score / divisor
         entropy = _entropy(ratios, divisor, powers, rows, algorithm)
-    sizes = np.full(rows.rewards.shape[:-1], float(grid.K)) if ratios is None else ratios.effective_sample_size
-    return StepWeights(credit, baseline, score, entropy, None if ratios is None else ratios.reward, sizes)
+    effective = np.full(rows.rewards.shape[:-1], float(grid.K)) if ratios is None else ratios.effective_sample_size
+    return StepWeights(credit, baseline, score, entropy, None if ratios is None else ratios.reward, effective)
 
 
 def _ratios(rows: BatchRows, grid: Grid, algorithm: AlgorithmSpec) -> Ratios | None:
@@ -77,19 +85,29 @@ def _ratios(rows: BatchRows, grid: Grid, algorithm: AlgorithmSpec) -> Ratios | N
     return importance_ratios(np.asarray(rows.log_ratios, dtype=np.float64), grid, algorithm.importance)
 
 
-def _paid(rows: BatchRows, algorithm: AlgorithmSpec) -> np.ndarray:
-    """Rewards, with the discounted entropy of the next step where the objective pays for it."""
-    rewards = np.asarray(rows.rewards, dtype=np.float64)
+def _later_entropy(rows: BatchRows, algorithm: AlgorithmSpec) -> np.ndarray | None:
+    """Discounted entropy of the next step, where the objective pays for it."""
     if algorithm.entropy is None:
-        return rewards
+        return None
     if rows.entropies is None:
         raise ShapeMismatch("this algorithm pays for entropy and needs that of every step")
     if algorithm.entropy.as_ == "bonus":
-        return rewards
-    following = np.zeros_like(rewards)
+        return None
+    following = np.zeros(rows.rewards.shape)
     following[..., :-1] = rows.entropies[..., 1:]
     following[..., rows.offsets[1:] - 1] = 0.0  # nothing follows the last step of an episode
-    return rewards + algorithm.credit_gamma * algorithm.entropy.coefficient * following
+    later: np.ndarray = algorithm.credit_gamma * algorithm.entropy.coefficient * following
+    return later
+
+
+def _sizes(rewards: np.ndarray, later: np.ndarray | None, ratios: Ratios | None) -> np.ndarray:
+    """What the rounding of each reward is in proportion to: its size, which counts more where 32 bits are behind it.
+
+    Rewards that cancel leave rounding of their own size, and not of the size of their sum.
+    """
+    sizes = np.abs(rewards)
+    rounded: np.ndarray = sizes if later is None else sizes + SINGLE * np.abs(later)
+    return rounded if ratios is None else np.where(ratios.reward == 1.0, rounded, SINGLE * sizes)
 
 
 def _baseline(credit: np.ndarray, rows: BatchRows, grid: Grid, algorithm: AlgorithmSpec) -> np.ndarray:
@@ -119,14 +137,17 @@ def _over_batch(
     return batch_mean(credit, offsets, over=baseline.over)
 
 
-def _divisor(credit: np.ndarray, offsets: np.ndarray, grid: Grid, algorithm: AlgorithmSpec) -> np.ndarray:
+def _divisor(
+    credit: np.ndarray, sizes: np.ndarray, offsets: np.ndarray, grid: Grid, algorithm: AlgorithmSpec
+) -> np.ndarray:
     """What the weight of each row is divided by, count * deviation: [*batch, B] or [B]."""
     count = _count(grid, algorithm)
     if algorithm.standardise != "leave_one_out":
         return count
     if grid.K < 3:
         raise ShapeMismatch("the deviation of the other trajectories needs at least three trajectories")
-    divisor: np.ndarray = count * deviation_of_others(credit[..., offsets[:-1]])[..., grid.episode]
+    begins = offsets[:-1]
+    divisor: np.ndarray = count * deviation_of_others(credit[..., begins], sizes[..., begins])[..., grid.episode]
     return divisor
 
 

@@ -17,6 +17,9 @@ BOUND = 10.0
 VARIANCE_FLOOR = 1e-8
 """Added to the variance, so that a number that never varies becomes 0 and no noise of rounding is blown up."""
 
+RELATIVE_FLOOR = 1e-12
+"""The same as a share of the mean: a deviation below it is rounding, however large the number."""
+
 COUNT, MEAN, SQUARES = "observation_count", "observation_mean", "observation_squares"
 
 
@@ -55,5 +58,6 @@ def normalised(buffers: dict[str, np.ndarray], observations: Shaped[np.ndarray, 
     count = float(buffers[COUNT])
     values = observations.astype(np.float64)
     if count:
-        values = (values - buffers[MEAN]) / np.sqrt(buffers[SQUARES] / count + VARIANCE_FLOOR)
+        floor = np.maximum(VARIANCE_FLOOR, np.square(RELATIVE_FLOOR * buffers[MEAN]))
+        values = (values - buffers[MEAN]) / np.sqrt(buffers[SQUARES] / count + floor)
     return np.clip(values, -BOUND, BOUND).astype(np.float32)
