@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         optimal_values,
     )
     from pgengine.explaining import Explanation, explain
+    from pgengine.findings import Finding
     from pgengine.labels import Label, label
     from pgengine.policies import Acted, Policy, create_policy, load
     from pgengine.resolution import resolve
@@ -81,6 +82,7 @@ _HOME = {
     "Evaluation": "evaluation",
     "EvaluationSpec": "spec",
     "Explanation": "explaining",
+    "Finding": "findings",
     "GradientCheck": "checking",
     "GradientCheckSpec": "spec",
     "GradientEstimate": "score_function",
@@ -138,6 +140,7 @@ __all__ = [
     "Evaluation",
     "EvaluationSpec",
     "Explanation",
+    "Finding",
     "GradientCheck",
     "GradientCheckSpec",
     "GradientEstimate",

@@ -237,7 +237,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", help="id of a Gymnasium environment, or a JSON file with a training spec")
     parser.add_argument("--seed", type=int, help="every random number is derived from it (default: the spec's, or 0)")
     parser.add_argument("--updates", type=int, help="stop after so many updates")
-    parser.add_argument("--policy", type=Path, help="policy to start from, as --output writes it")
+    parser.add_argument("--policy", type=Path, help="policy to go on with, as --output writes it")
     parser.add_argument("--behaviour", type=Path, help="policy that acts, if the spec's behaviour is of kind policy")
     parser.add_argument("--output", type=Path, help="file for the trained policy (safetensors)")
     _add_limit(parser)
@@ -254,10 +254,10 @@ def _train(chosen: argparse.Namespace) -> None:
         _check_output(chosen.output)
     policy, behaviour = _policy(chosen.policy), _behaviour(chosen.behaviour, [spec.algorithm])
     with _opened(spec) as environment:
-        resolved = pgengine.resolve(spec, environment.facts)
+        resolved = pgengine.resolve(spec, environment.facts, continues=policy is not None)
         policy = policy or _created(resolved, environment.facts)
         update: pgengine.Update | None = None
-        for made in pgengine.train(spec, environment=environment, policy=policy, behaviour=behaviour):
+        for made in pgengine.train(resolved, environment=environment, policy=policy, behaviour=behaviour):
             if update is None:  # not before: now nothing is refused any more
                 print(f"label: {pgengine.label(resolved, environment.facts).kind}")
             update = made
@@ -278,7 +278,10 @@ def _train(chosen: argparse.Namespace) -> None:
             deterministic_episodes=spec.evaluation.deterministic_episodes,
             survival=spec.algorithm.survival,
         )
-    print(json.dumps({"stopped_by": update.stopped_by, "evaluation": result.model_dump()}, indent=2))
+        found = [finding.model_dump() for finding in update.findings(result)]
+    print(
+        json.dumps({"stopped_by": update.stopped_by, "evaluation": result.model_dump(), "findings": found}, indent=2)
+    )
 
 
 def _check_output(path: Path) -> None:

@@ -44,12 +44,13 @@ __all__ = ["as_played", "check_ratio_variance", "resolve", "resolve_policy"]
 DEFAULT_UPDATES = 500
 
 
-def resolve(spec: TrainingSpec, facts: EnvironmentFacts) -> TrainingSpec:
+def resolve(spec: TrainingSpec, facts: EnvironmentFacts, *, continues: bool = False) -> TrainingSpec:
     """The same spec with every default written out.
 
     Args:
         spec: What was asked for.
         facts: What is known of the environment.
+        continues: Whether the run goes on with a policy that exists already.
 
     Raises:
         SpecError: with a pointer from the root of the spec, if fields do not fit one another.
@@ -60,7 +61,7 @@ def resolve(spec: TrainingSpec, facts: EnvironmentFacts) -> TrainingSpec:
         raise error.under("/policy") from None
     algorithm = _algorithm(spec.algorithm)
     _check(algorithm, policy, facts)
-    changes = {"algorithm": algorithm, "stop": _stop(spec.stop, facts), "policy": policy}
+    changes = {"algorithm": algorithm, "stop": _stop(spec.stop, facts, continues), "policy": policy}
     return spec.model_copy(update=changes)
 
 
@@ -364,10 +365,12 @@ def _check_importance(algorithm: AlgorithmSpec, facts: EnvironmentFacts) -> None
         )
 
 
-def _stop(stop: StopSpec, facts: EnvironmentFacts) -> StopSpec:
+def _stop(stop: StopSpec, facts: EnvironmentFacts, continues: bool) -> StopSpec:
     changes: dict[str, object] = {}
-    if stop.updates is None and stop.env_steps is None and stop.seconds is None:
+    without_limit = stop.updates is None and stop.env_steps is None and stop.seconds is None
+    if without_limit:
         changes["updates"] = DEFAULT_UPDATES
     if "target_return" not in stop.model_fields_set:
-        changes["target_return"] = facts.reward_threshold
+        # who names a limit wants that much, and a policy that goes on may have passed the threshold long ago
+        changes["target_return"] = facts.reward_threshold if without_limit and not continues else None
     return stop.model_copy(update=changes)

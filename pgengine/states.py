@@ -13,14 +13,13 @@ from pydantic import Field
 
 from pgengine.errors import CheckpointError
 from pgengine.evaluation import Evaluation
+from pgengine.findings import Watch
 from pgengine.noise import NOISE_VERSION
 from pgengine.policies import Policy, load
 from pgengine.rollout import Batch
-from pgengine.spec import Spec, TrainingSpec
+from pgengine.spec import Spec, StoppedBy, TrainingSpec
 
 __all__ = ["Progress", "RunState", "StoppedBy", "spec_hash"]
-
-StoppedBy = Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size", "ratio_variance"]
 
 
 class Progress(Spec):
@@ -55,6 +54,8 @@ class _Header(Spec):
     behaviour_hash: str | None = None
     refreshed_at: int | None = None
     batch_uses: int = Field(default=0, ge=0)
+    continues: bool = False
+    watch: Watch = Field(default_factory=Watch)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class RunState:
         refreshed_at: Updates of the run when the older policy was brought up to date.
         batch: Trajectories that will be used again.
         batch_uses: How often they have been used.
+        continues: Whether the run began with a policy that was given to it.
+        watch: Sums over the updates so far, from which findings are made; empty in states of earlier versions.
     """
 
     policy: Policy
@@ -94,6 +97,8 @@ class RunState:
     refreshed_at: int | None = None
     batch: Batch | None = None
     batch_uses: int = 0
+    continues: bool = False
+    watch: Watch = field(default_factory=Watch)
 
     def to_bytes(self) -> bytes:
         """Bytes that `from_bytes` reads."""
@@ -110,6 +115,8 @@ class RunState:
             behaviour_hash=self.behaviour_hash,
             refreshed_at=self.refreshed_at,
             batch_uses=self.batch_uses,
+            continues=self.continues,
+            watch=self.watch,
         )
         tensors = {"policy": _blob(policy)}
         if self.behaviour is not None:
@@ -157,6 +164,8 @@ class RunState:
             refreshed_at=header.refreshed_at,
             batch=kept,
             batch_uses=header.batch_uses,
+            continues=header.continues,
+            watch=header.watch,
         )
 
 

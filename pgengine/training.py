@@ -30,6 +30,7 @@ from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import CheckpointError, DivergedError, SpecError
 from pgengine.estimation import Estimator, Weighed, gradients
 from pgengine.evaluation import Evaluation, evaluate_in, lower_bound
+from pgengine.findings import Finding, Watch
 from pgengine.noise import NOISE_VERSION, Noise
 from pgengine.optimizers import (
     learning_rate,
@@ -98,6 +99,18 @@ class Update:
         """
         return self._run.record_of(self)
 
+    def findings(self, evaluation: Evaluation | None = None) -> list[Finding]:
+        """What the run should be told of, such as that it learned nothing; see docs/engine/findings.md.
+
+        Args:
+            evaluation: Of the policy after the last update, on fresh episodes; without one the returns of training
+                say how it ended.
+
+        Raises:
+            RuntimeError: if the run has gone on already.
+        """
+        return self._run.findings(self, evaluation)
+
     def state(self) -> bytes:
         """Bytes from which `train(…, resume_from=…)` goes on to the bit.
 
@@ -120,7 +133,8 @@ def train(
     Args:
         spec: Environment, policy, algorithm, limits and seed; see `pgengine.TrainingSpec`.
         environment: One of your own, in the place of the one that the spec names; it is left open.
-        policy: What to start from; its updates are counted on. Default: made from the spec and its seed.
+        policy: What to start from; its updates are counted on, and no target return is taken from the environment.
+            Default: made from the spec and its seed.
         behaviour: Who acts, where `algorithm.importance.behaviour` is of kind `policy`.
         resume_from: An earlier `Update.state()` of the same spec. A finished run gives its last update again.
 
@@ -135,7 +149,7 @@ def train(
     """
     opened = environment or open_environment(spec.environment)
     try:
-        run = _Run(resolve(spec, opened.facts), opened, policy, behaviour, resume_from)
+        run = _Run(spec, opened, policy, behaviour, resume_from)
         yield from run.updates()
     finally:
         if environment is None:
@@ -173,11 +187,12 @@ class _Run:
         behaviour: Policy | None,
         resume_from: bytes | None,
     ) -> None:
-        self.spec = spec
+        self.last = None if resume_from is None else RunState.from_bytes(resume_from)
+        self.continues = policy is not None if self.last is None else self.last.continues
+        spec = self.spec = resolve(spec, environment.facts, continues=self.continues)
         self.algorithm = spec.algorithm
         self.environment = environment
         self.device = _device(spec.device)
-        self.last = None if resume_from is None else RunState.from_bytes(resume_from)
         if self.last is not None and self.last.spec_hash not in (None, spec_hash(spec)):
             raise CheckpointError("the state belongs to a run with another spec; only stop may differ")
         start = self.last.policy if self.last is not None else policy
@@ -193,6 +208,7 @@ class _Run:
         self.progress = Progress()
         self.selected_at: int | None = None
         self.selections = 0
+        self.watch = Watch()
         self.refreshed_at: int | None = None
         self.batch: Batch | None = None
         self.batch_uses = 0
@@ -206,7 +222,7 @@ class _Run:
         if state.behaviour_hash != self.behaviour_hash:
             raise CheckpointError("the state belongs to a run in which another policy acted")
         self.progress, self.selected_at, self.selections = state.progress, state.selected_at, state.selections
-        self.batch, self.batch_uses = state.batch, state.batch_uses
+        self.batch, self.batch_uses, self.watch = state.batch, state.batch_uses, state.watch
         if state.behaviour is not None:
             self.behaviour, self.refreshed_at = state.behaviour, state.refreshed_at
         restore_optimizer(self.optimizer, state.optimizer)
@@ -230,6 +246,7 @@ class _Run:
             metrics, unusable = self._step()
             evaluation = None if unusable else self._select(metrics["mean_return"])
             self._advance(metrics, time.perf_counter() - began)
+            self.watch = self.watch.after(metrics, self.algorithm, self.policy.updates)
             stopped_by = unusable or self._stopped_by(evaluation)
             yield self._update(metrics, evaluation, stopped_by)
 
@@ -443,6 +460,11 @@ class _Run:
             raise RuntimeError("a record belongs to the update that was yielded last")
         return self.record
 
+    def findings(self, update: Update, evaluation: Evaluation | None) -> list[Finding]:
+        if not self._is_last(update):
+            raise RuntimeError("findings() belongs to the update that was yielded last; the run has gone on")
+        return self.watch.findings(self.spec, self.environment.facts, update.stopped_by, evaluation)
+
     def state(self, update: Update) -> bytes:
         if not self._is_last(update):
             raise RuntimeError("state() belongs to the update that was yielded last; the run has gone on")
@@ -464,6 +486,8 @@ class _Run:
             refreshed_at=self.refreshed_at,
             batch=self.batch if again else None,
             batch_uses=self.batch_uses if again else 0,
+            continues=self.continues,
+            watch=self.watch,
         ).to_bytes()
 
 

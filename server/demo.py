@@ -138,6 +138,8 @@ def _tell(console: Console, server: "_Server", directory: str, updates: int | No
             f"4. Mean return of {evaluation['episodes']} fresh episodes: {mean:.1f} "
             f"(95% confidence interval {low:.1f} to {high:.1f})."
         )
+        for finding in result["findings"]:
+            console.print(f"   {finding['code']}: {finding['message']}. What to try: {finding['suggestion']}.")
         progress = job["progress"]
         console.print(
             f"   Stopped by {result['stopped_by']} after {progress['updates']:,} updates, {progress['episodes']:,} "

@@ -70,6 +70,7 @@ from pgengine.spec.runs import (
     SPEC_VERSION,
     EvaluationSpec,
     GradientCheckSpec,
+    StoppedBy,
     StopSpec,
     TrainingSpec,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "SoftmaxSpec",
     "Spec",
     "StopSpec",
+    "StoppedBy",
     "Table",
     "TableFeaturesSpec",
     "Tables",

@@ -14,10 +14,14 @@ __all__ = [
     "EvaluationSpec",
     "GradientCheckSpec",
     "StopSpec",
+    "StoppedBy",
     "TrainingSpec",
 ]
 
 SPEC_VERSION = 1
+
+StoppedBy = Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size", "ratio_variance"]
+"""Why a run has ended: a limit of `StopSpec`, or ratios that could not be learned from."""
 
 
 class StopSpec(Spec):
@@ -32,7 +36,8 @@ class StopSpec(Spec):
     target_return: float | None = None
     """Mean return, proven on fresh episodes: the odds that a run stops below it are at most 5%, over all its attempts.
 
-    Left out: the reward threshold with which the environment is registered, if it has one. null: none.
+    Left out: the reward threshold with which the environment is registered, if it has one; none if another limit is
+    given, or if the run goes on with a policy that exists already. null: none.
     """
 
 

@@ -249,6 +249,7 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
             device=body.device,
         ),
         environment.facts,
+        continues=isinstance(policy, str),
     )
     if acting is not None:
         check_behaviour(spec.algorithm, _loaded(database, policy), acting.policy)

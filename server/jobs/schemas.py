@@ -7,6 +7,7 @@ from pydantic import Field
 
 from pgengine.checking import GradientCheck
 from pgengine.explanations import Explanation
+from pgengine.findings import Finding
 from pgengine.labels import Label, Objective
 from pgengine.spec import (
     AlgorithmSpec,
@@ -113,6 +114,9 @@ class Result(Answer):
     """Which limit ended it, or that too few trajectories carried the weight of a batch."""
     target_reached: bool | None
     """Whether the target return was proven; null if there was none."""
+    findings: list[Finding] = Field(default_factory=list)
+    """What the job should be told of, such as that nothing was learned, and what to try; empty where there is nothing
+    to say, and for jobs of earlier versions."""
 
 
 class QueueReason(Answer):

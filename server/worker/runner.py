@@ -14,7 +14,7 @@ from server.logs import log
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
 
 if TYPE_CHECKING:
-    from pgengine import Update
+    from pgengine import Evaluation, Update
 
 __all__ = ["REPORT_SECONDS", "run"]
 
@@ -72,9 +72,10 @@ def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
         seed=spec.seed,
         deterministic_episodes=spec.evaluation.deterministic_episodes,
         survival=spec.algorithm.survival,
-    ).model_dump(mode="json")
-    report = reporter.rest() if update is None else reporter.rest_with(update, evaluation)
-    return Finished(Outcome("succeeded", report=report, result=_result(spec, update, evaluation)))
+    )
+    result = _result(spec, update, evaluation)
+    report = reporter.rest() if update is None else reporter.rest_with(update, result["evaluation"])
+    return Finished(Outcome("succeeded", report=report, result=result))
 
 
 def _check(job: Start, reporter: "_Reporter") -> Finished | Released:
@@ -97,12 +98,14 @@ def _check(job: Start, reporter: "_Reporter") -> Finished | Released:
     return Finished(Outcome("succeeded", report=reporter.rest(), result=result))
 
 
-def _result(spec: TrainingSpec, update: "Update | None", evaluation: dict[str, Any]) -> dict[str, Any]:
+def _result(spec: TrainingSpec, update: "Update | None", evaluation: "Evaluation") -> dict[str, Any]:
     stopped_by = "updates" if update is None else update.stopped_by
+    findings = [] if update is None else update.findings(evaluation)
     return {
-        "evaluation": evaluation,
+        "evaluation": evaluation.model_dump(mode="json"),
         "stopped_by": stopped_by,
         "target_reached": None if spec.stop.target_return is None else stopped_by == "target_return",
+        "findings": [finding.model_dump(mode="json") for finding in findings],
     }
 
 

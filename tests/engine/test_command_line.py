@@ -13,7 +13,15 @@ import pytest
 
 import pgengine
 from pgengine.__main__ import main
-from pgengine.spec import AlgorithmSpec, GradientCheckSpec, LqrSpec, TabularSpec, TrainingSpec
+from pgengine.spec import (
+    AlgorithmSpec,
+    GradientCheckSpec,
+    GymnasiumSpec,
+    LinearPolicySpec,
+    LqrSpec,
+    TabularSpec,
+    TrainingSpec,
+)
 from tests.engine.worlds import CARTPOLE, bandit, random_mdp, table_policy
 
 MDP = random_mdp(0)
@@ -70,6 +78,23 @@ def test_train_and_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads(capsys.readouterr().out)["episodes"] == 5
     assert main(["train", "CartPole-v1", "--updates", "1", "--policy", str(policy)]) == 0
     assert "update     3  mean return" in capsys.readouterr().out
+
+
+def test_a_policy_that_has_passed_the_threshold_is_trained_for_as_long_as_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of FrozenLake-v1 without slips, whose id has a threshold of 0.70, and from whose start this policy leads on."""
+    way = {0: 1, 4: 1, 8: 2, 9: 1, 13: 2, 14: 2}
+    table = [[20.0 * (way.get(state) == action) for action in range(4)] for state in range(16)]
+    lake = GymnasiumSpec(id="FrozenLake-v1", arguments={"is_slippery": False})
+    known = LinearPolicySpec(initial_parameters={"theta": table})
+    policy = pgengine.create_policy(known, lake, pgengine.describe(lake), seed=0)
+    (tmp_path / "policy").write_bytes(policy.to_bytes())
+    file = as_json(tmp_path / "spec.json", {"environment": lake.model_dump()})
+    assert main(["train", file, "--policy", str(tmp_path / "policy"), "--updates", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "update     3" in printed
+    assert '"stopped_by": "updates"' in printed
 
 
 def test_a_spec_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

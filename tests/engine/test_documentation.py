@@ -7,6 +7,7 @@ from typing import get_args
 
 import pgengine
 from pgengine import labels
+from pgengine.findings import FindingCode
 from pgengine.spec import StopSpec, TrainingSpec
 from tests.engine.worlds import PENDULUM, bandit
 
@@ -49,6 +50,10 @@ def test_every_reason_of_a_label_is_documented() -> None:
     ]
     assert kinds == list(get_args(labels.Label.model_fields["kind"].annotation))
     assert set(get_args(labels.ReasonCode)) == set(table_names("labels.md")) - set(kinds)
+
+
+def test_every_code_of_a_finding_is_documented() -> None:
+    assert table_names("findings.md") == list(get_args(FindingCode))
 
 
 def test_every_field_of_a_setting_has_a_docstring() -> None:

@@ -28,9 +28,26 @@ def test_the_shortest_spec_is_exact_and_has_a_target() -> None:
 def test_a_target_can_be_switched_off_and_a_limit_replaces_the_default() -> None:
     assert resolve(stop={"target_return": None}).stop.target_return is None
     assert resolve(stop={"env_steps": 10}).stop.updates is None
+    assert resolve(stop={"updates": 10, "target_return": 475.0}).stop.target_return == 475.0
     assert pgengine.resolve(TrainingSpec(environment=random_mdp(0)), pgengine.describe(random_mdp(0))).stop == StopSpec(
         updates=500, target_return=None
     )
+
+
+@pytest.mark.parametrize("limit", [{"updates": 20}, {"env_steps": 1000}, {"seconds": 5.0}])
+def test_who_names_a_limit_gets_no_target_that_was_not_named(limit: dict[str, object]) -> None:
+    assert resolve(stop=limit).stop.target_return is None
+    nulls = {"updates": None, "env_steps": None, "seconds": None}
+    assert resolve(stop=nulls).stop == StopSpec(updates=500, target_return=475.0)
+
+
+def test_who_goes_on_with_a_policy_gets_no_target_that_was_not_named() -> None:
+    asked = TrainingSpec(environment=CARTPOLE)
+    assert pgengine.resolve(asked, FACTS, continues=True).stop == StopSpec(updates=500, target_return=None)
+    named = TrainingSpec(environment=CARTPOLE, stop=StopSpec(target_return=480.0))
+    assert pgengine.resolve(named, FACTS, continues=True).stop.target_return == 480.0
+    stored = resolve()  # of a spec in which all was written out, nothing is left to a default
+    assert pgengine.resolve(stored, FACTS, continues=True) == stored
 
 
 def test_the_discount_weight_follows_the_credit() -> None:

@@ -12,7 +12,7 @@ from pgengine.exact import log_policy, parameters_in_double
 from pgengine.noise import Noise
 from pgengine.rollout import rollout
 from pgengine.spaces import DiscreteSpace
-from pgengine.spec import AlgorithmSpec, GymnasiumSpec, SgdSpec, StopSpec, TabularSpec, TrainingSpec
+from pgengine.spec import AlgorithmSpec, GymnasiumSpec, LinearPolicySpec, SgdSpec, StopSpec, TabularSpec, TrainingSpec
 from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, random_mdp, table_policy
 
 
@@ -75,6 +75,29 @@ def test_training_leaves_the_policy_it_started_from_alone() -> None:
         TrainingSpec(environment=random_mdp(0), stop=StopSpec(updates=1)), policy=updates[-1].policy
     )
     assert (more.updates, more.progress.updates) == (3, 1)
+
+
+LAKE = GymnasiumSpec(id="FrozenLake-v1", arguments={"is_slippery": False})
+WAY = {0: 1, 4: 1, 8: 2, 9: 1, 13: 2, 14: 2}
+"""What leads to the goal from where one begins; the id has a threshold of 0.70."""
+
+
+def test_a_policy_that_has_passed_the_threshold_goes_on_for_as_long_as_it_is_told() -> None:
+    """Whoever goes on with a policy wants more of it; so does the run after it was interrupted."""
+    table = [[20.0 * (WAY.get(state) == action) for action in range(4)] for state in range(16)]
+    known = LinearPolicySpec(initial_parameters={"theta": table})
+    spec = TrainingSpec(environment=LAKE, policy=known)
+    assert [update.stopped_by for update in pgengine.train(spec)] == ["target_return"]
+    policy = pgengine.create_policy(known, LAKE, pgengine.describe(LAKE), seed=0)
+    run = pgengine.train(spec, policy=policy)
+    first = next(run)
+    state = first.state()
+    assert first.stopped_by is None
+    assert next(pgengine.train(spec, resume_from=state)).stopped_by is None
+    few = spec.model_copy(update={"stop": StopSpec(updates=4)})
+    assert [update.stopped_by for update in pgengine.train(few)] == [None, None, None, "updates"]
+    named = spec.model_copy(update={"stop": StopSpec(updates=4, target_return=0.5)})
+    assert [update.stopped_by for update in pgengine.train(named, policy=policy)] == ["target_return"]
 
 
 @pytest.mark.slow

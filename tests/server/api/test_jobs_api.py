@@ -75,6 +75,19 @@ def test_the_shortest_body_is_a_whole_job(any_api: Any) -> None:
     assert (policy["environment_id"], policy["seed"]) == (job["environment_id"], job["seed"])
 
 
+def test_a_job_that_names_a_limit_or_a_policy_has_no_target_that_was_not_named(any_api: Any) -> None:
+    """A policy that is trained further may have passed the threshold of the id long ago."""
+    body = {"environment": CARTPOLE}
+    limited = any_api.created(JOBS, body | {"stop": {"updates": 20}})
+    assert (limited["stop"]["updates"], limited["stop"]["target_return"]) == (20, None)
+    policy = any_api.created("/v1/policies", body)
+    further = any_api.created(JOBS, body | {"policy": policy["id"]})
+    assert (further["stop"]["updates"], further["stop"]["target_return"]) == (500, None)
+    other = any_api.created("/v1/policies", body)
+    named = any_api.created(JOBS, body | {"policy": other["id"], "stop": {"updates": 20, "target_return": 400}})
+    assert named["stop"]["target_return"] == 400
+
+
 def test_the_whole_body_is_taken(api: Any) -> None:
     body = {
         "name": "cartpole",
