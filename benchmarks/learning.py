@@ -214,6 +214,27 @@ CASES = [
         exact=True,
     ),
     Case(
+        "FrozenLake-v1, defaults",
+        "every default: linear, Adam 0.05, K = 128, until 0.70 is proven or 500 updates",
+        pgengine.TrainingSpec(environment=pgengine.GymnasiumSpec(id="FrozenLake-v1"), diagnostics_every=0),
+        stationary_optimum,
+        lambda _: 0.70,
+        "the reward threshold with which the id is registered",
+        exact=True,
+    ),
+    *[
+        Case(
+            f"{name}, defaults",
+            "every default: linear, Adam 0.05, K = 128, 500 updates",
+            pgengine.TrainingSpec(environment=pgengine.GymnasiumSpec(id=f"pgengine/{name}"), diagnostics_every=0),
+            stationary_optimum,
+            lambda best: best - 0.05 * abs(best),
+            "5% of the best",
+            exact=True,
+        )
+        for name in ("Chain-v0", "GridWorld-v0")
+    ],
+    Case(
         "CliffWalking-v1",
         "200 steps declared, linear, Adam 0.2, K = 64, 300 updates",
         case(

@@ -279,9 +279,7 @@ def _train(chosen: argparse.Namespace) -> None:
             survival=spec.algorithm.survival,
         )
         found = [finding.model_dump() for finding in update.findings(result)]
-    print(
-        json.dumps({"stopped_by": update.stopped_by, "evaluation": result.model_dump(), "findings": found}, indent=2)
-    )
+    print(json.dumps({"stopped_by": update.stopped_by, "evaluation": result.model_dump(), "findings": found}, indent=2))
 
 
 def _check_output(path: Path) -> None:
@@ -405,7 +403,8 @@ def _explain(chosen: argparse.Namespace) -> None:
     state = None if chosen.state is None else chosen.state.read_bytes()
     with _opened(spec) as environment:
         if policy is None and state is None:
-            policy = _created(pgengine.resolve(spec, environment.facts), environment.facts)
+            spec = pgengine.resolve(spec, environment.facts)
+            policy = _created(spec, environment.facts)
         worked = explain(
             spec,
             chosen.update,

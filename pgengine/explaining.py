@@ -75,10 +75,12 @@ def explain(
             raise SpecError(f"/{name}", "greater_than_equal", "expected 1 or more")
     opened = environment or open_environment(spec.environment)
     try:
-        resolved = resolve(spec, opened.facts)
+        began = None if resume_from is None else RunState.from_bytes(resume_from)
+        continues = policy is not None if began is None else began.continues
+        resolved = resolve(spec, opened.facts, continues=continues)
         _check_update(resolved.stop, update, policy, resume_from)
         # when a run stops and what it measures changes no bit of the updates before
-        whole = spec.model_copy(
+        whole = resolved.model_copy(
             update={"stop": StopSpec(updates=10_000_000, target_return=None), "diagnostics_every": 0}
         )
         run = train(whole, environment=opened, policy=policy, behaviour=behaviour, resume_from=resume_from)

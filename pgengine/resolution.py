@@ -12,6 +12,7 @@ from pgengine.errors import SpecError
 from pgengine.features import check_features
 from pgengine.spaces import BoxSpace, DiscreteSpace, MultiDiscreteSpace
 from pgengine.spec import (
+    AdamSpec,
     AlgorithmSpec,
     BatchMeanBaselineSpec,
     BernoulliSpec,
@@ -19,6 +20,7 @@ from pgengine.spec import (
     FeaturesSpec,
     FourierFeaturesSpec,
     GaussianSpec,
+    GymnasiumSpec,
     LeaveOneOutBaselineSpec,
     LinearPolicySpec,
     LinearValueBaselineSpec,
@@ -39,9 +41,11 @@ from pgengine.spec import (
     TransformerPolicySpec,
 )
 
-__all__ = ["as_played", "check_ratio_variance", "resolve", "resolve_policy"]
+__all__ = ["as_played", "check_ratio_variance", "fill_in", "resolve", "resolve_policy"]
 
 DEFAULT_UPDATES = 500
+ON_TABLES: dict[str, object] = {"trajectories": 128, "optimizer": AdamSpec(learning_rate=0.05)}
+"""What goes with a table of parameters, a row for each state: a reward that is rarely met needs more trajectories."""
 
 
 def resolve(spec: TrainingSpec, facts: EnvironmentFacts, *, continues: bool = False) -> TrainingSpec:
@@ -55,6 +59,8 @@ def resolve(spec: TrainingSpec, facts: EnvironmentFacts, *, continues: bool = Fa
     Raises:
         SpecError: with a pointer from the root of the spec, if fields do not fit one another.
     """
+    if not continues:
+        spec = fill_in(spec, facts)
     try:
         policy = resolve_policy(spec.policy, facts, spec.environment)
     except SpecError as error:
@@ -63,6 +69,23 @@ def resolve(spec: TrainingSpec, facts: EnvironmentFacts, *, continues: bool = Fa
     _check(algorithm, policy, facts)
     changes = {"algorithm": algorithm, "stop": _stop(spec.stop, facts, continues), "policy": policy}
     return spec.model_copy(update=changes)
+
+
+def fill_in(spec: TrainingSpec, facts: EnvironmentFacts) -> TrainingSpec:
+    """The same spec with a policy, and what goes with it, where it leaves its policy out.
+
+    A registered id that publishes its transition table gets a linear softmax and `ON_TABLES`, every other environment
+    the defaults of the fields. What a spec names is never changed.
+
+    Args:
+        spec: What was asked for.
+        facts: What is known of the environment.
+    """
+    has_table = isinstance(spec.environment, GymnasiumSpec) and facts.exact == "finite_mdp"
+    if "policy" in spec.model_fields_set or not has_table:
+        return spec
+    fields = {name: value for name, value in ON_TABLES.items() if name not in spec.algorithm.model_fields_set}
+    return spec.model_copy(update={"policy": LinearPolicySpec(), "algorithm": spec.algorithm.model_copy(update=fields)})
 
 
 def resolve_policy(

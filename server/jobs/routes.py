@@ -17,6 +17,7 @@ import pgengine
 from pgengine.errors import SpecError
 from pgengine.labels import Label
 from pgengine.policies import Policy, check_behaviour, load
+from pgengine.resolution import fill_in
 from pgengine.spec import AlgorithmSpec, PolicyBehaviourSpec, PolicySpec, TrainingSpec
 from server.checkpoints import store as checkpoints
 from server.checkpoints.routes import checkpoint_page
@@ -235,8 +236,12 @@ def _loaded(database: Database, policy: policies.Drawn | str) -> Policy:
 def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, settings: Settings) -> _Draft:
     environment = known(database, body.environment, allowed)
     seed = secrets.randbelow(LARGEST_INTEGER + 1) if body.seed is None else body.seed
-    policy, policy_spec = named_or_drawn(database, body.policy, environment, seed, settings)
-    algorithm, acting = _pinned(database, body.algorithm, environment)
+    asked, reference = TrainingSpec(environment=environment.spec, algorithm=body.algorithm), body.policy
+    if "policy" not in body.model_fields_set:
+        asked = fill_in(asked, environment.facts)
+        reference = asked.policy
+    policy, policy_spec = named_or_drawn(database, reference, environment, seed, settings)
+    algorithm, acting = _pinned(database, asked.algorithm, environment)
     spec = pgengine.resolve(
         TrainingSpec(
             environment=environment.spec,

@@ -19,6 +19,7 @@ from pgengine.spec import (
     GymnasiumSpec,
     LinearPolicySpec,
     LqrSpec,
+    StopSpec,
     TabularSpec,
     TrainingSpec,
 )
@@ -95,6 +96,16 @@ def test_a_policy_that_has_passed_the_threshold_is_trained_for_as_long_as_it_is_
     printed = capsys.readouterr().out
     assert "update     3" in printed
     assert '"stopped_by": "updates"' in printed
+
+
+def test_an_explanation_is_of_the_run_that_train_makes_of_an_id(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one that publishes its table, for which more than the policy is filled in."""
+    environment = GymnasiumSpec(id="pgengine/Bandit-v0")
+    (made,) = pgengine.train(TrainingSpec(environment=environment, stop=StopSpec(updates=1)))
+    assert main(["explain", "pgengine/Bandit-v0", "--json"]) == 0
+    shown = pgengine.Explanation.model_validate_json(capsys.readouterr().out)
+    assert shown.episodes_total == 128
+    assert shown.estimate_norm == pytest.approx(made.metrics["gradient_norm"], rel=1e-5)
 
 
 def test_a_spec_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

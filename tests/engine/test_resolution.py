@@ -7,7 +7,16 @@ from pydantic import ValidationError
 import pgengine
 from pgengine.resolution import check_ratio_variance
 from pgengine.spaces import DiscreteSpace
-from pgengine.spec import AlgorithmSpec, ImportanceSpec, StopSpec, TrainingSpec
+from pgengine.spec import (
+    AlgorithmSpec,
+    EnvironmentSpec,
+    GymnasiumSpec,
+    ImportanceSpec,
+    MlpPolicySpec,
+    PolicySpec,
+    StopSpec,
+    TrainingSpec,
+)
 from tests.engine.worlds import CARTPOLE, PENDULUM, random_mdp, small_mdp
 
 FACTS = pgengine.describe(CARTPOLE)
@@ -48,6 +57,34 @@ def test_who_goes_on_with_a_policy_gets_no_target_that_was_not_named() -> None:
     assert pgengine.resolve(named, FACTS, continues=True).stop.target_return == 480.0
     stored = resolve()  # of a spec in which all was written out, nothing is left to a default
     assert pgengine.resolve(stored, FACTS, continues=True) == stored
+
+
+LAKE = GymnasiumSpec(id="FrozenLake-v1")
+
+
+def test_an_id_with_a_table_gets_a_table_of_parameters_where_the_policy_is_left_out() -> None:
+    facts = pgengine.describe(LAKE)
+    filled = pgengine.resolve(TrainingSpec(environment=LAKE), facts)
+    assert (filled.policy.kind, filled.algorithm.trajectories) == ("linear", 128)
+    assert filled.algorithm.optimizer.learning_rate == 0.05
+    assert pgengine.label(filled, facts).kind == "exact"
+    assert pgengine.resolve(filled, facts) == filled
+    some = TrainingSpec(environment=LAKE, algorithm=AlgorithmSpec(gamma=0.9, trajectories=7))
+    assert pgengine.resolve(some, facts).algorithm == filled.algorithm.model_copy(
+        update={"gamma": 0.9, "trajectories": 7}
+    )
+
+
+@pytest.mark.parametrize(("environment", "continues", "fields"), [
+    (LAKE, False, {"policy": MlpPolicySpec()}), (LAKE, True, {}), (CARTPOLE, False, {}), (random_mdp(0), False, {}),
+])  # fmt: skip
+def test_what_is_named_or_goes_on_or_has_no_table_keeps_the_defaults_of_the_fields(
+    environment: EnvironmentSpec, continues: bool, fields: dict[str, PolicySpec]
+) -> None:
+    asked = TrainingSpec(environment=environment, **fields)
+    found = pgengine.resolve(asked, pgengine.describe(environment), continues=continues)
+    assert (found.policy.kind, found.algorithm.trajectories) == ("mlp", 16)
+    assert found.algorithm.optimizer.learning_rate == 0.01
 
 
 def test_the_discount_weight_follows_the_credit() -> None:

@@ -88,6 +88,18 @@ def test_a_job_that_names_a_limit_or_a_policy_has_no_target_that_was_not_named(a
     assert named["stop"]["target_return"] == 400
 
 
+def test_an_id_with_a_table_gets_a_table_of_parameters_where_the_policy_is_left_out(api: Any) -> None:
+    lake = {"environment": {"kind": "gymnasium", "id": "FrozenLake-v1"}}
+    job = api.created(JOBS, lake | {"algorithm": {"gamma": 0.99}})
+    assert (job["algorithm"]["trajectories"], job["algorithm"]["optimizer"]["learning_rate"]) == (128, 0.05)
+    assert (job["algorithm"]["gamma"], job["label"]["kind"]) == (0.99, "exact")
+    assert api.get(f"/v1/policies/{job['policy_id']}").json()["spec"]["kind"] == "linear"
+    named = api.created(JOBS, lake | {"policy": {"kind": "mlp"}})
+    assert (named["algorithm"]["trajectories"], named["algorithm"]["optimizer"]["learning_rate"]) == (16, 0.01)
+    told = api.post(f"{JOBS}?validate_only=true", lake).json()
+    assert (told["policy"]["kind"], told["parameters"], told["algorithm"]["trajectories"]) == ("linear", 64, 128)
+
+
 def test_the_whole_body_is_taken(api: Any) -> None:
     body = {
         "name": "cartpole",
