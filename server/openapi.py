@@ -35,7 +35,7 @@ __all__ = ["describe"]
 DESCRIPTION = """Trains reinforcement-learning policies by policy gradient, and serves them.
 
 Describe an environment and a policy, post a training job, follow its events, ask the policy for actions.
-The shortest job that works well is `{"environment": {"kind": "gymnasium", "id": "CartPole-v1"}}`.
+The shortest job, which solves CartPole, is `{"environment": {"kind": "gymnasium", "id": "CartPole-v1"}}`.
 """
 
 TAGS = {

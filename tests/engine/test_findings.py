@@ -39,7 +39,7 @@ TEMPTING = TabularSpec(
     terminal=[2],
     horizon=2,
 )
-"""The first action pays nothing at once and 10 later, the second one 1; whoever counts the first step alone takes it."""
+"""The first action pays nothing at first and 10 later, the second 1: whoever counts the first step alone takes it."""
 
 
 def spec(environment: Any, updates: int, **fields: Any) -> TrainingSpec:

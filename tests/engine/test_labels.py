@@ -1,5 +1,6 @@
 """What a label says of settings and facts that no small MDP can show; enumeration is in test_oracle."""
 
+import math
 from typing import get_args
 
 import pytest
@@ -7,8 +8,8 @@ import pytest
 import pgengine
 from pgengine.labels import Label, ReasonCode
 from pgengine.spaces import BoxSpace, MultiDiscreteSpace
-from pgengine.spec import TabularSpec, TrainingSpec
-from tests.engine.worlds import CARTPOLE, PENDULUM, small_mdp
+from pgengine.spec import AlgorithmSpec, LinearPolicySpec, TabularSpec, TrainingSpec
+from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, small_mdp
 
 VARYING = pgengine.describe(CARTPOLE)
 FIXED = pgengine.describe(PENDULUM)
@@ -176,3 +177,43 @@ def test_a_tabular_horizon_is_named() -> None:
     facts = pgengine.describe(spec)
     found = pgengine.label(pgengine.resolve(TrainingSpec(environment=spec), facts), facts)
     assert found.objective.text.endswith("over at most 3 steps (the horizon is part of the task)")
+
+
+def test_the_worked_examples_of_the_documentation_are_true() -> None:
+    """docs/engine/labels.md, one example of each kind; all policies take each action with probability 1/2."""
+
+    def enumerated(spec: TabularSpec, theta: list[float], **algorithm: object) -> pgengine.checking.EstimatorReport:
+        rest = [[0.0, 0.0]] * (len(spec.transitions) - 1)
+        policy = pgengine.create_policy(
+            LinearPolicySpec(initial_parameters={"theta": [theta, *rest]}), spec, pgengine.describe(spec), seed=0
+        )
+        asked = AlgorithmSpec.model_validate(algorithm)
+        return pgengine.check_gradient(spec, policy, [asked], mode="enumerate").estimators[0]
+
+    arms, alike, even = bandit(1.0, 0.0), bandit(1.0, 1.0), [0.0, 0.0]
+    total = {"credit": "total_return", "trajectories": 2}
+    exact = enumerated(arms, even, **total)
+    assert (exact.label.kind, exact.scale) == ("exact", pytest.approx(1.0))
+    assert exact.mean == pytest.approx([0.25, -0.25, 0.0, 0.0])
+    scaled = enumerated(arms, even, **total, baseline={"kind": "batch_mean"})
+    assert (scaled.label.kind, scaled.label.factor, scaled.scale) == ("scaled", 0.5, pytest.approx(0.5))
+    by_others = {**total, "trajectories": 3, "standardise": "leave_one_out", "baseline": {"kind": "none"}}
+    for theta, factor in ((even, 0.5 * math.sqrt(2.0)), ([math.log(3.0), 0.0], 6.0 / 16.0 * math.sqrt(2.0))):
+        unknown = enumerated(arms, theta, **by_others)
+        assert (unknown.label.kind, unknown.scale) == ("scaled_unknown", pytest.approx(factor))
+    nothing = enumerated(alike, [0.5, -0.5], **by_others, entropy={"coefficient": 0.5})
+    assert (nothing.label.kind, nothing.scale) == ("scaled_unknown", 0.0)
+    assert nothing.gradient_norm > 0.1
+    longer = TabularSpec(
+        transitions=[[[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]] * 2, [[0.0, 0.0, 1.0]] * 2],
+        rewards=[[1.0, 0.0], [1.5, 1.5], [0.0, 0.0]],
+        initial=[1.0, 0.0, 0.0],
+        terminal=[2],
+        horizon=2,
+    )
+    own = {"trajectories": 1, "baseline": {"kind": "none"}, "credit": "total_return"}
+    right = enumerated(longer, even, **own)
+    assert right.mean == pytest.approx([-0.125, 0.125, 0.0, 0.0, 0.0, 0.0])
+    wrong = enumerated(longer, even, **own, mean_over="own_steps")
+    assert (wrong.label.kind, wrong.verdict) == ("biased", "differs")
+    assert wrong.mean == pytest.approx([0.0625, -0.0625, 0.0, 0.0, 0.0, 0.0])

@@ -92,7 +92,8 @@ def test_the_end_has_result_and_checkpoint(ends: tuple[Link, Link]) -> None:
     assert snapshot is not None
     policy = pgengine.load(snapshot.policy_bytes)
     evaluation = pgengine.evaluate(policy, BANDIT, episodes=10, seed=0).model_dump(mode="json")
-    assert outcome.result == {"evaluation": evaluation, "stopped_by": "updates", "target_reached": None}
+    expected = {"evaluation": evaluation, "stopped_by": "updates", "target_reached": None, "findings": []}
+    assert outcome.result == expected
     assert (snapshot.updates, snapshot.progress.episodes, snapshot.evaluation) == (5, 20, evaluation)
 
 
@@ -225,3 +226,23 @@ def test_a_module_that_cannot_be_imported_ends_the_trainer_with_one_line(tmp_pat
     assert [(line["event"], line["module"], line["error"]) for line in lines] == [
         ("module_not_imported", "failing_environments", "ValueError: no licence")
     ]
+
+
+def test_a_job_that_learned_nothing_says_so_and_a_resumed_one_too(ends: tuple[Link, Link]) -> None:
+    """All rewards are alike: findings are made of sums over all updates, those before the release among them."""
+    job = start(8)
+    alike = job.spec | {"environment": BANDIT.model_copy(update={"rewards": [[1.0, 1.0]]}).model_dump(mode="json")}
+    job = replace(job, spec=alike)
+    _, whole = follow(ends, job, [])
+    assert isinstance(whole, Finished)
+    assert whole.outcome.result is not None
+    (finding,) = whole.outcome.result["findings"]
+    assert (finding["code"], finding["suggestion"] != "") == ("returns_alike", True)
+    assert "in each of the 8 updates" in finding["message"]
+    reports, released = follow(ends, job, ["release"])
+    assert isinstance(released, Released)
+    kept = [report.checkpoint for report in [*reports, released.report] if report.checkpoint is not None][-1]
+    again = replace(job, updates=kept.updates, policy_bytes=kept.policy_bytes, state_bytes=kept.state_bytes)
+    _, resumed = follow(ends, again, [])
+    assert isinstance(resumed, Finished)
+    assert resumed.outcome.result == whole.outcome.result
