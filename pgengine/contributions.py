@@ -20,14 +20,14 @@ from pgengine.rollout import Batch
 __all__ = ["CELLS", "Contributions", "Rows", "contributions", "moving_sums"]
 
 CELLS = 4_000_000
-"""Numbers of rows times parameters that are held at a time."""
+"""Numbers of rows times parameters, or times activations, that are held at a time."""
 
 
 class Rows:
     """The steps of a batch as a policy reads them, ready for gradients of single steps."""
 
     def __init__(self, policy: Policy, batch: Batch) -> None:
-        """Encodes the observations of the batch once.
+        """Keeps the batch; observations are encoded when they are asked for.
 
         Args:
             policy: Whose functions and parameters.
@@ -35,7 +35,7 @@ class Rows:
         """
         self.policy = policy
         self.offsets = batch.offsets
-        self._encoded = policy.encode(policy.windows(batch.observations, batch.offsets))
+        self._observations = batch.observations
         self._samples = batch.samples
 
     def __len__(self) -> int:
@@ -43,7 +43,13 @@ class Rows:
 
     def encoded(self, rows: np.ndarray | slice) -> torch.Tensor:
         """What the network reads."""
-        return _double(self._encoded[rows])
+        rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return _double(self.policy.encode(self.policy.windows(self._observations, self.offsets, rows)))
+
+    @property
+    def at_once(self) -> int:
+        """How many steps are taken side by side: neither their gradients nor their activations shall be too many."""
+        return max(1, min(CELLS // max(self.policy.size, 1), self.policy.rows_at_once(CELLS)))
 
     def samples(self, rows: np.ndarray | slice) -> torch.Tensor:
         """Raw draws."""
@@ -98,7 +104,7 @@ def contributions(
             single trajectory. None: they stay.
     """
     theta = {name: tensor.detach() for name, tensor in tensors_of(rows.policy).items()}
-    chunk = 1 if moving is not None else max(1, CELLS // max(rows.policy.size, 1))
+    chunk = 1 if moving is not None else rows.at_once
     of_score, of_entropy = (
         torch.func.vmap(torch.func.grad(f), in_dims=(None, 0, 0)) for f in (rows.log_prob, rows.entropy)
     )
@@ -142,8 +148,7 @@ def moving_sums(
     Source: Bereyhi, chapter 5, the inner loops of PG_v1 and REINFORCE; Lin, an online iterative update approach.
     """
     # one trajectory after the other would be simpler and take a hundred times as long
-    K, P = len(rows.offsets) - 1, max(rows.policy.size, 1)
-    chunk = max(1, CELLS // P)
+    K, chunk = len(rows.offsets) - 1, rows.at_once
     sums = [
         _moving(rows, score, entropy, np.arange(first, min(first + chunk, K)), rate) for first in range(0, K, chunk)
     ]

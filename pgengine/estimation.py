@@ -24,6 +24,7 @@ from pgengine.spec import AlgorithmSpec, NoBaselineSpec
 __all__ = ["Estimator", "Weighed", "gradient", "gradients", "tensors_of"]
 
 ROWS_AT_ONCE = 8192  # activations of so many rows stay in cache
+BYTES_AT_ONCE = 2**28  # of activations, which are kept until the gradient is taken: large networks take fewer rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Estimator:
         wants_ratios = self.algorithm.importance.kind != "none"
         entropies = log_ratios = None
         if wants_ratios or self.algorithm.entropy is not None:
-            outputs = policy.outputs(policy.windows(batch.observations, batch.offsets))
+            outputs = policy.outputs_along(batch.observations, batch.offsets)
             if wants_ratios:
                 # the same code as in the rollout: where nothing has moved, the ratio is 1 to the bit
                 with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -113,8 +114,8 @@ def gradients(
 ) -> tuple[list[torch.Tensor], float]:
     """The estimate, one tensor for each parameter in the order of their names, and the mean entropy of the batch.
 
-    Rows are taken in chunks that stay in cache. The sum over a batch is one number: what is replayed is the whole
-    update.
+    Rows are taken in chunks that stay in cache, fewer of large networks. The sum over a batch is one number: what is
+    replayed is the whole update.
 
     Args:
         policy: Whose functions; its parameters are not looked at.
@@ -127,12 +128,14 @@ def gradients(
     """
     leaves = [tensors[name] for name in sorted(tensors)]
     sums = [torch.zeros_like(leaf) for leaf in leaves]
-    seen = policy.windows(batch.observations, batch.offsets)
     first, last = (0, len(batch.rewards)) if row is None else (row, row + 1)
     entropy = 0.0
-    for start in range(first, last, ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, last))
-        surrogate, entropies = _surrogate(policy, tensors, seen[rows], batch.samples[rows], weights, rows)
+    size = leaves[0].element_size()
+    at_once = min(ROWS_AT_ONCE, policy.rows_at_once(BYTES_AT_ONCE // size))
+    for start in range(first, last, at_once):
+        rows = slice(start, min(start + at_once, last))
+        seen = policy.windows(batch.observations, batch.offsets, np.arange(rows.start, rows.stop))
+        surrogate, entropies = _surrogate(policy, tensors, seen, batch.samples[rows], weights, rows)
         parts = torch.autograd.grad(surrogate, leaves, allow_unused=True)
         for total, part in zip(sums, parts, strict=True):
             if part is not None:

@@ -233,6 +233,7 @@ class PairFeatures:
 
     Attributes:
         count: J.
+        actions: A.
     """
 
     def __init__(
@@ -251,6 +252,7 @@ class PairFeatures:
         """
         self._spec, self._space, self._table = spec, space, table
         self._actions = actions.start + np.arange(actions.n)
+        self.actions = actions.n
         self.count = _count(spec, space, table)
 
     def encode(self, observations: Shaped[np.ndarray, "N ..."]) -> Float[np.ndarray, "N A J"]:

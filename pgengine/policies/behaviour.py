@@ -40,7 +40,7 @@ def _sigma(policy: Policy, observations: np.ndarray | None, offsets: np.ndarray 
     if not isinstance(d, DiagonalGaussian):
         return None
     if observations is not None and offsets is not None:
-        outputs = policy.outputs(policy.windows(observations, offsets))
+        outputs = policy.outputs_along(observations, offsets)
     elif d.depends_on_observation:
         return None
     else:

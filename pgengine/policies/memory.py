@@ -48,13 +48,20 @@ def shifted_windows(
 
 
 def windows_of_rows(
-    space: Space, observations: Shaped[np.ndarray, "B ..."], offsets: Int[np.ndarray, "K1"], k: int
-) -> Shaped[np.ndarray, "B k ..."]:
-    """The window before each row of K episodes laid out flat; none reaches into the episode before its own."""
-    B = len(observations)
-    begin = np.repeat(offsets[:-1], np.diff(offsets))
-    rows = np.arange(B)[:, None] + np.arange(1 - k, 1)  # [B, k]
-    inside = rows >= begin[:, None]
-    seen: np.ndarray = observations[np.where(inside, rows, 0)]
+    space: Space,
+    observations: Shaped[np.ndarray, "B ..."],
+    offsets: Int[np.ndarray, "K1"],
+    k: int,
+    rows: Int[np.ndarray, "N"] | None = None,
+) -> Shaped[np.ndarray, "N k ..."]:
+    """The windows before rows of K episodes laid out flat, before each of them if none is named.
+
+    None reaches into the episode before its own.
+    """
+    rows = np.arange(len(observations)) if rows is None else rows
+    begin = offsets[np.searchsorted(offsets, rows, side="right") - 1]
+    places = rows[:, None] + np.arange(1 - k, 1)  # [N, k]
+    inside = places >= begin[:, None]
+    seen: np.ndarray = observations[np.where(inside, places, 0)]
     seen[~inside] = mark(space)
     return seen

@@ -74,6 +74,11 @@ def _zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 class Network(Protocol):
     """What a policy needs of its network."""
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers a forward pass makes for one observation, or window, at most; all layers together."""
+        ...
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters by name."""
         ...
@@ -147,11 +152,19 @@ def _finite(actions: Space | None, width: int) -> DiscreteSpace:
     return actions
 
 
+_FACTORS = 16  # numbers of which a feature is made: up to six factors in 64 bits, and copies
+
+
 class FeatureScores:
     """f(s, a) = theta' x(s, a). Source: Bereyhi, chapter 5, linear softmax."""
 
     def __init__(self, features: PairFeatures) -> None:
         self._features = features
+
+    @property
+    def numbers(self) -> int:
+        """The features of every action and what they are made from."""
+        return _FACTORS * self._features.count * self._features.actions
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One number for each feature."""
@@ -179,6 +192,13 @@ class CrossedFeatures:
     def __init__(self, features: StateFeatures, width: int) -> None:
         self._features = features
         self._width = width
+
+    @property
+    def numbers(self) -> int:
+        """The features, or the rows of the active ones, and what they are made from; the outputs."""
+        active = self._features.active
+        made = self._features.count if active is None else active * (1 + self._width)
+        return _FACTORS * made + self._width
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One number for each feature and output."""
@@ -209,6 +229,11 @@ class Table:
         self._shape = (space.n, width)
         self._start = space.start
 
+    @property
+    def numbers(self) -> int:
+        """The outputs."""
+        return self._shape[1]
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One number for each state and output."""
         return {"theta": self._shape}
@@ -231,6 +256,11 @@ class Linear:
 
     def __init__(self, space: BoxSpace, width: int) -> None:
         self._shape = (space.size + 1, width)
+
+    @property
+    def numbers(self) -> int:
+        """The numbers of the observation and the outputs."""
+        return sum(self._shape)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """One row for each number of the observation, and a last one for the constant feature."""
@@ -261,6 +291,11 @@ class _Layers:
         self._sizes = sizes
         self._activation = activation
         self._names = [(f"layers.{n}.weight", f"layers.{n}.bias") for n in range(len(sizes) - 1)]
+
+    @property
+    def numbers(self) -> int:
+        """The inputs, and each layer before, within and after its activation."""
+        return 3 * sum(self._sizes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [inputs, outputs] and a bias [outputs] for each layer."""
@@ -323,6 +358,11 @@ class PairScores(_Layers):
             self._pairs = opened
         inputs = width_of_numbers(space) + actions.n if self._pairs is None else self._pairs.count
         super().__init__([inputs, *spec.hidden, 1], spec.activation)
+
+    @property
+    def numbers(self) -> int:
+        """Those of a fully connected network for each action."""
+        return self._actions.n * super().numbers
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """Observations [N, D], or features [N, A, J]."""

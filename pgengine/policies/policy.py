@@ -25,6 +25,7 @@ from pgengine.environments.tabular import TabularMDP
 from pgengine.errors import CheckpointError, ObservationError, SpecError
 from pgengine.features import read_feature_table
 from pgengine.noise import Noise
+from pgengine.policies.layers import PAD
 from pgengine.policies.memory import first_windows, mark, shifted_windows, windows_of_rows
 from pgengine.policies.networks import MAX_PARAMETERS, blocks, open_network
 from pgengine.policies.normaliser import COUNT, SQUARES, buffer_shapes, merged, new_buffers, normalised
@@ -45,6 +46,7 @@ from pgengine.spec import (
 
 __all__ = ["Acted", "Policy", "create_policy", "load"]
 
+NUMBERS = 2_000_000  # made at a time by a forward pass of many rows: some megabytes
 PROBE_TOLERANCE = 1e-4  # between machines; on the same machine they agree to the bit
 
 
@@ -138,6 +140,7 @@ class Policy:
         self.network = open_network(
             header.policy, header.observation_space, self.distribution.width, features, header.action_space
         )
+        self._piece = max(PAD, self.rows_at_once(NUMBERS) // PAD * PAD)
         self._normalises = header.policy.normalise_observations
         self.buffers = self._new_buffers() if buffers is None else buffers
 
@@ -145,6 +148,12 @@ class Policy:
     def size(self) -> int:
         """How many numbers its parameters are, whether they exist yet or not."""
         return sum(math.prod(shape) for shape in self.shapes().values())
+
+    @property
+    def multiplications(self) -> int:
+        """About how many a forward pass takes for one row of what is seen."""
+        of_actions = isinstance(self.spec, ScorePolicySpec)  # each action is a row of its matrices
+        return self.size * (self.distribution.width if of_actions else self.memory)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of its parameters by name."""
@@ -174,21 +183,25 @@ class Policy:
     # --- memory ---
 
     def windows(
-        self, observations: Shaped[np.ndarray, "B ..."], offsets: Int[np.ndarray, "K1"]
-    ) -> Shaped[np.ndarray, "B ..."]:
-        """What is seen in each row of K episodes laid out flat.
+        self,
+        observations: Shaped[np.ndarray, "B ..."],
+        offsets: Int[np.ndarray, "K1"],
+        rows: Int[np.ndarray, "N"] | None = None,
+    ) -> Shaped[np.ndarray, "N ..."]:
+        """What is seen in rows of K episodes laid out flat.
 
         Args:
             observations: Rows in episode order.
             offsets: Row at which each episode begins, and B at the end.
+            rows: Which rows; None is each of them.
 
         Returns:
-            The observations themselves, or windows [B, k, …] of a policy with memory, in which places before the
+            The observations themselves, or windows [N, k, …] of a policy with memory, in which places before the
             beginning of an episode are marked: NaN in a box, one below the smallest value in other spaces.
         """
         if self.memory == 1:
-            return observations
-        return windows_of_rows(self.observation_space, observations, offsets, self.memory)
+            return observations if rows is None else observations[rows]
+        return windows_of_rows(self.observation_space, observations, offsets, self.memory, rows)
 
     def begin_windows(self, observations: Shaped[np.ndarray, "N ..."]) -> Shaped[np.ndarray, "N ..."]:
         """What is seen at the beginning of episodes: the first observation, nothing before it."""
@@ -227,12 +240,32 @@ class Policy:
 
     # --- acting ---
 
+    def rows_at_once(self, numbers: int) -> int:
+        """For how many rows a forward pass makes so many numbers; 1 at least."""
+        return max(1, numbers // self.network.numbers)
+
     def outputs(self, seen: Shaped[np.ndarray, "N ..."]) -> Float[np.ndarray, "N width"]:
-        """Outputs of the network; a row's bits do not depend on its neighbours."""
+        """Outputs of the network; a row's bits do not depend on its neighbours.
+
+        Large networks take few rows at a time, so that memory does not grow with N beyond what is seen and answered.
+        """
+        if len(seen) > self._piece:
+            parts = [self.outputs(seen[n : n + self._piece]) for n in range(0, len(seen), self._piece)]
+            return np.concatenate(parts)
         encoded = blocks(self.encode(seen))
         with np.errstate(over="ignore", invalid="ignore"):  # whoever asks checks that the outputs are finite
             outputs: np.ndarray = self.network.outputs(self.parameters, encoded)
         return outputs.reshape(-1, self.distribution.width)[: len(seen)]
+
+    def outputs_along(
+        self, observations: Shaped[np.ndarray, "B ..."], offsets: Int[np.ndarray, "K1"]
+    ) -> Float[np.ndarray, "B width"]:
+        """Outputs for each row of K episodes laid out flat: `outputs` of its `windows`, which are not kept."""
+        rows, piece = np.arange(len(observations)), self._piece
+        if self.memory == 1 or len(rows) <= piece:
+            return self.outputs(self.windows(observations, offsets))
+        pieces = np.split(rows, range(piece, len(rows), piece))
+        return np.concatenate([self.outputs(self.windows(observations, offsets, part)) for part in pieces])
 
     def parse(self, value: Any, *, batch: bool) -> Shaped[np.ndarray, "N ..."]:
         """What is seen, from JSON values.

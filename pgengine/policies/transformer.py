@@ -43,6 +43,15 @@ class Transformer:
         self._inputs = width_of_numbers(space)
         self._width = width
 
+    @property
+    def numbers(self) -> int:
+        """At every place the embedding, and in each block norms, queries, keys, values, the wide layer, the scores."""
+        k, W = self._k, self._W
+        block = k * (4 + 3 * EXPANSION) * W
+        # the last block is asked for the newest place alone
+        scores = 4 * self._heads * k * (k * (self._layers - 1) + 1)
+        return k * (self._inputs + 1 + 2 * W) + self._layers * block + scores
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """An embedding, positions from the oldest to the newest, the blocks, a last norm and the head."""
         W, wide = self._W, EXPANSION * self._W

@@ -4,14 +4,15 @@
 
 A raw ASGI application, dispatched before FastAPI's router. It opens no transaction while the policy is in memory
 (`loaded`). Whatever is long (a miss, a large body, a large batch) runs in a thread, so that small requests do not wait
-behind it.
+behind it; large requests wait for one another, so that their memory does not add up.
 """
 
 import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Annotated, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,11 +32,18 @@ __all__ = ["OPENAPI", "STALE_SECONDS", "ActEndpoint"]
 
 INLINE_BYTES = 8_192
 INLINE_WORK = 4_000_000
-"""Bodies of so many bytes, and so many rows times parameters, take about half a millisecond on one core and stay on the
+"""Bodies of so many bytes, and so many multiplications, take about half a millisecond on one core and stay on the
 event loop, where a thread would add a tenth of a millisecond to each; what is larger would keep others waiting."""
+
+LARGE_AT_ONCE = 2
+"""Larger requests that are read or computed at the same time: each takes memory, and a core."""
+
+MOST_NUMBERS = 4_000_000
+"""Numbers of probabilities, means or samples in the answer to a batch."""
 
 AGE_HEADER = "Policy-Age-Seconds"
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -79,6 +87,7 @@ class ActEndpoint:
         self._metrics = metrics
         self._max_batch = max_batch
         self._max_depth = max_depth
+        self._large = ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="act")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request.
@@ -95,10 +104,10 @@ class ActEndpoint:
         loaded, age = self._cache.peek(scope["state"]["policy_id"], request.checkpoint), 0.0
         if loaded is None:
             loaded, age = await self._cache.find(scope["state"]["policy_id"], request.checkpoint)
-        if len(body) <= INLINE_BYTES and rows * loaded.parameters <= INLINE_WORK:
+        if len(body) <= INLINE_BYTES and rows * loaded.work <= INLINE_WORK:
             answer = self._answer(loaded, request, body)
         else:
-            answer = await asyncio.to_thread(self._answer, loaded, request, body)
+            answer = await self._apart(self._answer, loaded, request, body)
         self._metrics.act_answered(rows, time.perf_counter() - began)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         if age >= STALE_SECONDS:
@@ -108,11 +117,14 @@ class ActEndpoint:
 
     async def stop(self) -> None:
         """Waits a moment for what is still being read."""
+        self._large.shutdown(wait=False, cancel_futures=True)
         await self._cache.stop()
 
     def _answer(self, loaded: Loaded, request: ActRequest, body: bytes) -> bytes:
         field, value = _asked(request)
         _check_memory(loaded, field)
+        if field in _BATCHES:
+            _check_numbers(loaded, field, value)
         observations = _observations(loaded, field, value)
         # one number tells whether a large one may be among them: no square is larger than the sum of all
         if _squares(loaded, observations) >= _LARGE_SQUARE:
@@ -122,7 +134,11 @@ class ActEndpoint:
     async def _request(self, body: bytes) -> ActRequest:
         if len(body) <= INLINE_BYTES:
             return _decode(body, self._max_depth)
-        return await asyncio.to_thread(_decode, body, self._max_depth)
+        return await self._apart(_decode, body, self._max_depth)
+
+    async def _apart(self, compute: Callable[..., T], *arguments: Any) -> T:
+        """Runs what is large in one of the few threads for it, when its turn comes."""
+        return await asyncio.get_running_loop().run_in_executor(self._large, compute, *arguments)
 
     def _rows(self, request: ActRequest) -> int:
         """How many observations or histories there are; refuses none, several kinds, and too many."""
@@ -246,6 +262,14 @@ def _check_memory(loaded: Loaded, field: str) -> None:
         message = f"This policy reads the last {k} observations: send history, a list of up to {k}, the newest last."
         raise invalid(f"/{field}", "history_expected", message)
     raise invalid(f"/{field}", "no_memory", "This policy reads a single observation: send observation.")
+
+
+def _check_numbers(loaded: Loaded, field: str, value: list[Any]) -> None:
+    width = loaded.policy.distribution.width
+    if len(value) > 1 and len(value) * width > MOST_NUMBERS:
+        most = max(1, MOST_NUMBERS // width)
+        message = f"Expected 1 to {most} {field}: the answer to each has {width} numbers."
+        raise invalid(f"/{field}", "too_long", message)
 
 
 def _squares(loaded: Loaded, observations: np.ndarray) -> float:

@@ -41,6 +41,9 @@ IDLE_SECONDS = 60.0
 
 CHECKPOINT_EXPECTED = ("malformed_id", "Expected latest, best, or an id: ckpt_ and 32 hexadecimal digits.")
 
+WRITING = 500
+"""Multiplications that take as long as writing one number of an answer."""
+
 T = TypeVar("T")
 
 
@@ -54,7 +57,7 @@ class Loaded:
         checkpoint_id: The checkpoint.
         updates: Updates that the policy had had.
         size: Bytes of the checkpoint.
-        parameters: Numbers that a row is multiplied with: those of the policy, for each observation that it reads.
+        work: Multiplications that a row takes, and what writing its answer takes, in multiplications.
         has_memory: Whether it reads histories in the place of observations.
     """
 
@@ -63,7 +66,7 @@ class Loaded:
     checkpoint_id: str
     updates: int
     size: int
-    parameters: int
+    work: int
     has_memory: bool
 
 
@@ -235,8 +238,8 @@ class PolicyCache:
             row = checkpoints.get(session, checkpoint_id)
             data = checkpoints.content(session, checkpoint_id)
         policy = pgengine.load(data)
-        parameters = policy.memory * sum(array.size for array in policy.parameters.values())
-        return Loaded(policy, row.policy_id, row.id, row.updates, len(data), parameters, policy.memory > 1)
+        work = max(policy.multiplications, WRITING * policy.distribution.width)
+        return Loaded(policy, row.policy_id, row.id, row.updates, len(data), work, policy.memory > 1)
 
 
 _REFRESH = "refresh"

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -34,7 +35,7 @@ from server.metrics import Metrics
 from server.middleware import Gate
 from server.policies import loaded
 from server.policies import store as policies
-from server.policies.act import ActEndpoint
+from server.policies.act import LARGE_AT_ONCE, ActEndpoint
 from server.settings import Settings
 from tests.server import components_environments
 
@@ -645,6 +646,40 @@ def test_large_bodies_get_the_same_answers_in_a_thread(sqlite_database: Database
             assert whole["log_probs"][:3] == part["log_probs"]
             problem = await refused(client, policy_id, {"observations": [*rows[:999], [0.0]]})
             assert problem["errors"][0]["pointer"] == "/observations/999"
+
+    asyncio.run(run())
+
+
+def test_large_requests_are_computed_two_at_a_time(sqlite_database: Database) -> None:
+    """However many come at once, there are no more threads for them, and small requests do not wait behind them."""
+
+    async def run() -> None:
+        policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec())
+        rows = np.random.default_rng(0).normal(size=(1000, 4)).tolist()
+        async with asking(sqlite_database, max_batch=1000) as client:
+            await ask(client, policy_id, observation=UPRIGHT)
+            large = [asyncio.ensure_future(ask(client, policy_id, observations=rows, seed=1)) for _ in range(8)]
+            small = await ask(client, policy_id, observation=UPRIGHT, seed=1)
+            answers = await asyncio.gather(*large)
+            assert len([thread for thread in threading.enumerate() if thread.name.startswith("act_")]) == LARGE_AT_ONCE
+            assert all(answer == answers[0] for answer in answers)
+            assert small["action"] in (0, 1)
+
+    asyncio.run(run())
+
+
+def test_an_answer_of_too_many_numbers_is_refused(sqlite_database: Database) -> None:
+    """A batch is bounded by what its answer holds, not by its rows alone."""
+
+    async def run() -> None:
+        many = TabularSpec(transitions=[[[1.0]] * 256], rewards=[[0.0] * 256], initial=[1.0], horizon=1)
+        policy_id = made(sqlite_database, many, LinearPolicySpec())
+        async with asking(sqlite_database, max_batch=20_000) as client:
+            problem = await refused(client, policy_id, {"observations": [0] * 15_626})
+            assert problem["errors"][0]["pointer"] == "/observations"
+            assert "Expected 1 to 15625 observations" in problem["errors"][0]["message"]
+            assert "256 numbers" in problem["errors"][0]["message"]
+            assert len((await ask(client, policy_id, observations=[0] * 100))["probabilities"]) == 100
 
     asyncio.run(run())
 
