@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         EnvironmentFailure,
         ObservationError,
         PgengineError,
+        ReplayDiffers,
         ShapeMismatch,
         SpecError,
     )
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
         optimal_plan,
         optimal_values,
     )
-    from pgengine.explaining import Explanation, explain
+    from pgengine.explaining import Explanation, Recorded, explain
     from pgengine.findings import Finding
     from pgengine.labels import Label, label
     from pgengine.policies import Acted, Policy, create_policy, load
@@ -96,6 +97,8 @@ _HOME = {
     "PgengineError": "errors",
     "Policy": "policies",
     "Progress": "states",
+    "Recorded": "explaining",
+    "ReplayDiffers": "errors",
     "ScorePolicySpec": "spec",
     "ShapeMismatch": "errors",
     "SpecError": "errors",
@@ -154,6 +157,8 @@ __all__ = [
     "PgengineError",
     "Policy",
     "Progress",
+    "Recorded",
+    "ReplayDiffers",
     "ScorePolicySpec",
     "ShapeMismatch",
     "SpecError",

@@ -5,6 +5,7 @@ PgengineError
 ├── ObservationError        an observation that the policy cannot read: pointer, code, message
 ├── EnvironmentFailure      an environment raised, or broke its contract, in the middle of an episode
 ├── DivergedError           a gradient or a parameter is no longer finite: update, seed
+├── ReplayDiffers           an update that is made again comes out otherwise than it was recorded: update, figures
 ├── CheckpointError         bytes that are not a checkpoint of ours, or are damaged
 └── ShapeMismatch           arrays that do not belong together; a mistake of the caller
 """
@@ -15,6 +16,7 @@ __all__ = [
     "EnvironmentFailure",
     "ObservationError",
     "PgengineError",
+    "ReplayDiffers",
     "ShapeMismatch",
     "SpecError",
 ]
@@ -75,6 +77,29 @@ class DivergedError(PgengineError):
         )
         self.update = update
         self.seed = seed
+
+
+class ReplayDiffers(PgengineError):
+    """An update that is made again comes out otherwise than it was recorded.
+
+    Attributes:
+        update: Number of the first such update.
+        figures: What differs: by name the recorded value and the one of now.
+        runtime: What is another runtime now, as sentences have it; empty if none of what is known of it is.
+    """
+
+    def __init__(self, update: int, figures: dict[str, tuple[float, float]], runtime: list[str]) -> None:
+        differ = ", ".join(f"{name} was {then:.6g} and is {now:.6g}" for name, (then, now) in figures.items())
+        cause = (
+            "the environment does not repeat what it did: it draws random numbers that do not come from its seed, or "
+            "has changed since"
+        )
+        if runtime:
+            cause = f"the run was computed in another runtime ({'; '.join(runtime)}), or {cause}"
+        super().__init__(f"update {update} comes out otherwise: {differ}; {cause}")
+        self.update = update
+        self.figures = figures
+        self.runtime = runtime
 
 
 class CheckpointError(PgengineError):

@@ -1,7 +1,8 @@
 """One update, step by step: what each action was credited with, and what it added to the estimate and to the step.
 
 Nothing is stored for this. An update is a pure function of its seed and its number, so the run is made again from the
-beginning, or from a state, and stops at the update asked for: what is shown is what happened, to the bit.
+beginning, or from a state, and stops at the update asked for: what is shown is what happened, to the bit, if the
+environment draws its random numbers from its seed alone. What the run measured then says whether it does (`recorded`).
 
     contribution_t = weight_t * grad log pi(a_t|s_t) (+ entropy weight_t * grad H(pi(.|s_t)))
     estimate = sum of all contributions           step = parameters after - parameters before
@@ -10,6 +11,7 @@ Source: Bereyhi, chapter 5, the worked updates of PG_v1 and REINFORCE; Lin, cred
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from pgengine.contributions import Rows, contributions
 from pgengine.diagnostics import exact_figures
 from pgengine.environments import EpisodeEnvironment, open_environment
-from pgengine.errors import DivergedError, SpecError
+from pgengine.errors import DivergedError, ReplayDiffers, SpecError
 from pgengine.estimation import gradient
 from pgengine.estimators import StepWeights, reward_to_go
 from pgengine.explanations import ExplainedEpisode, ExplainedStep, Explanation, MadeStep
@@ -27,12 +29,30 @@ from pgengine.policies import Policy
 from pgengine.resolution import resolve
 from pgengine.spec import AlgorithmSpec, StopSpec, TrainingSpec
 from pgengine.states import RunState
-from pgengine.training import StepRecord, Update, train
+from pgengine.training import StepRecord, Update, runtime_fingerprint, train
 
-__all__ = ["ExplainedEpisode", "ExplainedStep", "Explanation", "MadeStep", "explain"]
+__all__ = ["ExplainedEpisode", "ExplainedStep", "Explanation", "MadeStep", "Recorded", "explain"]
 
 LISTED = 1000  # parameters up to which whole vectors are shown
 LISTED_PER_STEP = 64  # parameters up to which each step's vector is shown
+
+
+TIMES = ("rollout_seconds", "update_seconds", "env_steps_per_second")  # no replay repeats them
+SAME_RUNTIME = (1e-6, 1e-9)  # relative and absolute: to the bit but for how a number is written
+OTHER_RUNTIME = (1e-3, 1e-3)  # sums of 32-bit floats in another order
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was measured when a run was made, to compare a replay with.
+
+    Attributes:
+        metrics: Figures by update, as `Update.metrics`; None where one was not finite.
+        runtime: The `runtime_fingerprint()` of then, or None if it is not known.
+    """
+
+    metrics: Mapping[int, Mapping[str, float | None]]
+    runtime: Mapping[str, Any] | None = None
 
 
 def explain(
@@ -43,6 +63,7 @@ def explain(
     behaviour: Policy | None = None,
     resume_from: bytes | None = None,
     environment: EpisodeEnvironment | None = None,
+    recorded: Recorded | None = None,
     first_episode: int = 0,
     episodes: int = 16,
     max_steps: int = 2000,
@@ -60,6 +81,7 @@ def explain(
         behaviour: Who acted, as in `train`.
         resume_from: A state of the run before that update, from which it goes on; without one it begins anew.
         environment: One of your own, as in `train`; it is left open.
+        recorded: What the run measured; each of its updates that is made again is compared with it.
         first_episode: Place in the batch of the first episode to show.
         episodes: How many to show.
         max_steps: How many time steps to show in all.
@@ -68,6 +90,7 @@ def explain(
         SpecError: if the run cannot be carried out, or has no such update or episode.
         CheckpointError: if `resume_from` is not a state of this run.
         EnvironmentFailure: if the environment raised in the middle.
+        ReplayDiffers: if an update comes out otherwise than it was recorded.
         DivergedError: if a gradient or a parameter is no longer finite on the way, or a figure to show is not.
     """
     for name, value in (("episodes", episodes), ("max_steps", max_steps)):
@@ -84,7 +107,14 @@ def explain(
             update={"stop": StopSpec(updates=10_000_000, target_return=None), "diagnostics_every": 0}
         )
         run = train(whole, environment=opened, policy=policy, behaviour=behaviour, resume_from=resume_from)
-        reached = next((made for made in run if made.updates == update), None)
+        changed = [] if recorded is None else _differences(recorded.runtime or {})
+        reached = None
+        for made in run:
+            if recorded is not None:
+                _compare(made, recorded, changed)
+            if made.updates == update:
+                reached = made
+                break
         if reached is None:
             raise _no_such_update(f"the run ended before update {update}")
         shown = _Shown(first_episode, episodes, max_steps, spec.seed)
@@ -92,6 +122,26 @@ def explain(
     finally:
         if environment is None:
             opened.close()
+
+
+def _differences(then: Mapping[str, Any]) -> list[str]:
+    """What of this runtime is not as it was then."""
+    here = runtime_fingerprint()
+    return [f"{name}: {then.get(name)} then, {now} now" for name, now in here.items() if then.get(name) != now]
+
+
+def _compare(made: Update, recorded: Recorded, changed: list[str]) -> None:
+    relative, absolute = OTHER_RUNTIME if changed else SAME_RUNTIME
+    differ = {
+        name: (value, made.metrics[name])
+        for name, value in recorded.metrics.get(made.updates, {}).items()
+        if value is not None
+        and name in made.metrics
+        and name not in TIMES
+        and not math.isclose(value, made.metrics[name], rel_tol=relative, abs_tol=absolute)
+    }
+    if differ:
+        raise ReplayDiffers(made.updates, differ, changed)
 
 
 def _no_such_update(message: str) -> SpecError:

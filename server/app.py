@@ -37,7 +37,7 @@ from server.errors import (
     problem,
 )
 from server.faults import field_errors
-from server.jobs import checks
+from server.jobs import checks, updates
 from server.jobs import routes as jobs
 from server.jobs import store as job_store
 from server.jobs.engine import Engine
@@ -225,6 +225,7 @@ def _fastapi(lifespan: Any) -> FastAPI:
         environments.router,
         policies.router,
         jobs.router,
+        updates.router,
         checks.router,
         checkpoints.router,
         _probes,

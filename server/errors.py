@@ -14,7 +14,8 @@
     │   ├── PolicyBusy               policy_busy
     │   ├── InUse                    in_use
     │   ├── NotTerminal              not_terminal
-    │   └── NotCancellable           not_cancellable
+    │   ├── NotCancellable           not_cancellable
+    │   └── CannotBeRepeated         cannot_be_repeated
     ├── PayloadTooLarge         413  payload_too_large
     ├── UnsupportedMediaType    415  unsupported_media_type
     ├── InvalidRequest          422  invalid_request
@@ -37,6 +38,7 @@ from typing import Any, ClassVar
 __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "ApiError",
+    "CannotBeRepeated",
     "Conflict",
     "FieldError",
     "Forbidden",
@@ -217,6 +219,13 @@ class NotTerminal(Conflict):
 
     code = "not_terminal"
     title = "The job has not ended."
+
+
+class CannotBeRepeated(Conflict):
+    """An update cannot be played again as it was: `detail` says what is gone, or what comes out otherwise."""
+
+    code = "cannot_be_repeated"
+    title = "The update cannot be played again as it was."
 
 
 class NotCancellable(Conflict):

@@ -75,6 +75,8 @@ _ACT_PREFIX = "/v1/policies/"
 _ACT_SUFFIX = "/act"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 _SCHEME = re.compile(r"^https?://")
+_COMPUTES = re.compile(r"/v1/training-jobs/[^/]*/updates/[^/]*")
+"""What is read by computing it anew: a key that may only read what is kept must not take the processors."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _ONCE = (
@@ -212,7 +214,7 @@ class Gate:
                 return await exchange.answer(204, _PREFLIGHT_HEADERS, b"")
         policy_id = _policy_to_act(path)
         if path not in _OPEN and not path.startswith(_OPEN_BELOW):
-            state["identity"] = await self._caller(headers, _scope_of(method, policy_id))
+            state["identity"] = await self._caller(headers, _scope_of(method, path, policy_id))
         if method in _WITH_BODY:
             receive = self._body(headers, receive)
         if policy_id is None:
@@ -414,11 +416,11 @@ def _policy_to_act(path: str) -> str | None:
     return policy_id if policy_id and "/" not in policy_id else None
 
 
-def _scope_of(method: str, policy_id: str | None) -> str:
+def _scope_of(method: str, path: str, policy_id: str | None) -> str:
     """Which scope a request needs; a route that does not exist yet is covered, too."""
     if policy_id is not None:
         return "act"
-    return "read" if method in _READING else "train"
+    return "read" if method in _READING and not _COMPUTES.fullmatch(path) else "train"
 
 
 def _destroys(method: str, path: str) -> bool:

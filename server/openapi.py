@@ -74,7 +74,8 @@ def _schema(app: FastAPI) -> dict[str, Any]:
         "key": {
             "type": "http",
             "scheme": "bearer",
-            "description": "An API key. Its scopes: read for GET, act for act, train for the rest, admin for all.",
+            "description": "An API key. Its scopes: read for GET, act for act, train for the rest and for explaining "
+            "an update, admin for all.",
         }
     }
     for name in ("HTTPValidationError", "ValidationError"):
@@ -159,7 +160,11 @@ def _errors_of(path: str, method: str, operation: dict[str, Any]) -> Iterator[ty
         yield NotFound
     if "requestBody" in operation:
         yield from (PayloadTooLarge, UnsupportedMediaType)
-    if method == "delete" or (path.startswith(("/v1/training-jobs", "/v1/gradient-checks")) and method == "post"):
+    if (
+        method == "delete"
+        or (path.startswith(("/v1/training-jobs", "/v1/gradient-checks")) and method == "post")
+        or operation["operationId"] == "explain_training_job_update"
+    ):
         yield Conflict
     if path.endswith(("/events", "/metrics")):
         yield NotAcceptable

@@ -155,7 +155,8 @@ class Settings(BaseSettings):
     explain_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long the engine may take to explain an update, or to look at a gradient check before it is queued."""
     max_explanations: Annotated[int, Field(ge=1, le=256)] = 2
-    """Most such questions to the engine that are answered at once in one API process; each is a program of its own."""
+    """Most questions to the engine of one kind, explanations or looks at gradient checks, that are answered at once in
+    one API process; each is a program of its own. The last place is for a key that has none."""
     max_open_jobs: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Most jobs of one API key that have not ended; a further one is answered 429 until one of them has."""
     max_policy_parameters: Annotated[int, Field(ge=1, le=10**9)] = 5_000_000

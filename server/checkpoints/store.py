@@ -1,11 +1,15 @@
 """All there is to know about checkpoints: which there are, their bytes, and which is the latest and the best.
 
+Beside the policy a checkpoint may keep the state from which its job goes on. Of each job the newest state is kept, and
+others so that old updates can be played again without the whole job before them: evenly in time, and bounded.
+
 A checkpoint never changes its parameters: where a repeated update gives other bytes, it is another checkpoint with
 another id, so an id may be cached for ever.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +30,7 @@ __all__ = [
     "best",
     "content",
     "content_after",
+    "forget_states",
     "get",
     "heads",
     "latest",
@@ -34,6 +39,13 @@ __all__ = [
     "state",
     "state_before",
 ]
+
+
+MOST_STATES = 256
+"""States that are kept of one job: a job of an hour is played again for less than half a minute to reach an update."""
+
+MOST_STATE_BYTES = 32 * 2**20
+"""The same in bytes; the newest one is kept in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,7 @@ def put(
         updates: Updates that the policy has had.
         policy_bytes: The policy, as `pgengine.load` reads it.
         job_id: The job that has made it.
-        state_bytes: What the job resumes from; that of the checkpoint before is not needed any more and dropped.
+        state_bytes: What the job resumes from. Older ones are kept for replays while there is room.
         evaluation: A fresh evaluation of this very policy.
         digest: SHA-256 of the policy's bytes in hexadecimal, if it was computed before the transaction.
     """
@@ -193,16 +205,21 @@ def content_after(session: Session, policy_id: str, updates: int) -> bytes:
     return content(session, row.id)
 
 
-def state_before(session: Session, job_id: str, update: int) -> bytes | None:
-    """The newest state that a job has kept from before an update, if it has kept any."""
-    return session.scalar(
-        select(CheckpointContent.state_bytes)
-        .join(Checkpoint, Checkpoint.id == CheckpointContent.checkpoint_id)
-        .where(Checkpoint.job_id == job_id, Checkpoint.replica == 0, Checkpoint.updates < update)
-        .where(CheckpointContent.state_bytes.is_not(None))
+def state_before(session: Session, job_id: str, update: int) -> tuple[int, bytes] | None:
+    """The newest state that a job has kept from before an update, and the updates until then, if it has kept any."""
+    found = session.execute(
+        _states_of(job_id)
+        .where(Checkpoint.updates < update)
+        .with_only_columns(Checkpoint.updates, CheckpointContent.state_bytes)
         .order_by(Checkpoint.updates.desc())
         .limit(1)
-    )
+    ).first()
+    return None if found is None else (found.updates, found.state_bytes)
+
+
+def forget_states(session: Session, job_id: str) -> None:
+    """Drop all states of a job that is deleted; its checkpoints stay."""
+    _drop_states(session, session.scalars(select(Checkpoint.id).where(Checkpoint.job_id == job_id)).all())
 
 
 def state(session: Session, checkpoint_id: str) -> bytes | None:
@@ -250,15 +267,51 @@ def _insert(session: Session, policy_id: str, updates: int, policy_bytes: bytes,
 def _keep_state(session: Session, row: Checkpoint, state_bytes: bytes) -> None:
     kept = {"state_bytes": state_bytes, "state_sha256": sha256(state_bytes).hexdigest()}
     session.execute(update(CheckpointContent).where(CheckpointContent.checkpoint_id == row.id).values(kept))
-    before = (
-        select(func.max(Checkpoint.updates))
-        .where(Checkpoint.policy_id == row.policy_id, Checkpoint.replica == 0, Checkpoint.updates < row.updates)
-        .scalar_subquery()
+    if row.job_id is None:
+        return
+    size = func.length(CheckpointContent.state_bytes)
+    columns = (Checkpoint.id, Checkpoint.updates, Checkpoint.created_at, size)
+    states = session.execute(_states_of(row.job_id).with_only_columns(*columns).order_by(Checkpoint.updates))
+    _drop_states(session, _surplus([_State(*each) for each in states]))
+
+
+def _states_of(job_id: str) -> Select[Any]:
+    return (
+        select(Checkpoint)
+        .join(CheckpointContent, CheckpointContent.checkpoint_id == Checkpoint.id)
+        .where(Checkpoint.job_id == job_id, Checkpoint.replica == 0, CheckpointContent.state_bytes.is_not(None))
     )
-    dropped = _of(row.policy_id).where(Checkpoint.updates == before).with_only_columns(Checkpoint.id)
-    session.execute(
-        update(CheckpointContent)
-        .where(CheckpointContent.checkpoint_id.in_(dropped))
-        .values(state_bytes=None, state_sha256=None),
-        execution_options={"synchronize_session": False},
-    )
+
+
+def _drop_states(session: Session, checkpoint_ids: Sequence[str]) -> None:
+    if checkpoint_ids:
+        session.execute(
+            update(CheckpointContent)
+            .where(CheckpointContent.checkpoint_id.in_(checkpoint_ids))
+            .values(state_bytes=None, state_sha256=None),
+            execution_options={"synchronize_session": False},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    checkpoint_id: str
+    updates: int
+    at: datetime
+    size: int
+
+
+def _surplus(states: list[_State]) -> list[str]:
+    """Checkpoints whose states there is no room for: again and again the one whose neighbours are nearest in time.
+
+    The time between two states is what a replay between them costs, about. The newest one stays, since the job goes on
+    from it, and the first one as long as there is a third.
+    """
+    kept, room, dropped = list(states), MOST_STATE_BYTES - sum(state.size for state in states), []
+    while len(kept) > 1 and (len(kept) > MOST_STATES or room < 0):
+        around = zip(kept, kept[2:], strict=False)
+        gaps = [(after.at - before.at, after.updates - before.updates) for before, after in around]
+        surplus = kept.pop(1 + gaps.index(min(gaps)) if gaps else 0)
+        room += surplus.size
+        dropped.append(surplus.checkpoint_id)
+    return dropped

@@ -27,6 +27,7 @@ from server.jobs.routes import named_or_drawn
 from server.jobs.schemas import CheckProgress, GradientCheckCreate, GradientCheckJob, GradientCheckQuery, QueueReason
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
+from server.keys.store import Identity
 from server.pages import Page
 from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, Threads, invalid, written
 from server.settings import Settings
@@ -99,7 +100,8 @@ async def create_gradient_check(
     draft = await threads.reading.run(_draft, database, body, allowed, settings)
     engine = cast(Engine, request.app.state.engine)
     try:
-        looked_at = await engine.ask("check", {"spec": draft.spec}, policy=draft.policy_bytes)
+        caller = cast(Identity, request.state.identity).key_id
+        looked_at = await engine.ask("check", {"spec": draft.spec}, caller=caller, policy=draft.policy_bytes)
     except EngineFailed as error:
         raise invalid("/environment", "cannot_be_checked", f"The engine could not look at it: {error}.") from None
     content = {name: value for name, value in draft.spec.items() if name != "environment"}

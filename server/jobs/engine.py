@@ -36,6 +36,7 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self._most = settings.max_explanations
+        self._fair = not settings.no_auth
         self._seconds = settings.explain_seconds
         modules = [part for name in settings.environment_modules for part in ("--module", name)]
         self._command = [
@@ -43,38 +44,51 @@ class Engine:
             *modules,
         ]
         self._environment = program_environment(settings.threads)
-        self._asked = 0
+        self._asked: dict[str, list[str]] = {}
         self._running: set[asyncio.subprocess.Process] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
-    async def ask(self, question: str, request: Mapping[str, Any], **files: bytes | None) -> dict[str, Any]:
+    async def ask(
+        self, question: str, request: Mapping[str, Any], *, caller: str, **files: bytes | None
+    ) -> dict[str, Any]:
         """The answer to one question.
+
+        Checks and explanations have places of their own, so that neither shuts out the other; and the last free place
+        of a kind is for a caller who has none, so that nobody shuts out all others.
 
         Args:
             question: `check` or `explain`.
             request: What is asked, as JSON.
+            caller: Id of the key that asks.
             files: Policies and states that belong to it.
 
         Raises:
             SpecError: if the engine refuses the request; the pointer is from the root of the spec.
             EngineFailed: if it has tried and failed.
-            TooManyRequests: if as many questions as may be are being answered.
+            TooManyRequests: if as many questions of this kind, or of this caller, as may be are being answered.
             TookTooLong: if the answer takes too long.
             Unavailable: if the server is shutting down.
         """
-        if self._asked >= self._most:
+        asked = self._asked.setdefault(question, [])
+        if len(asked) >= self._most:
             raise TooManyRequests(
-                f"{self._most} questions to the engine are being answered (PGENGINE_MAX_EXPLANATIONS); try again later."
+                f"{self._most} such questions to the engine are being answered (PGENGINE_MAX_EXPLANATIONS); "
+                "try again later."
+            )
+        if self._fair and caller in asked and len(asked) == self._most - 1:
+            raise TooManyRequests(
+                "The engine is answering a question of this key, and the last free place is for other keys "
+                "(PGENGINE_MAX_EXPLANATIONS); try again later."
             )
         self._loop = asyncio.get_running_loop()
-        self._asked += 1
+        asked.append(caller)
         try:
             with tempfile.TemporaryDirectory(prefix="pgengine-") as directory:
                 await asyncio.to_thread(_write, Path(directory), {"question": question, **request}, files)
                 written = await self._run(directory)
         finally:
-            self._asked -= 1
+            asked.remove(caller)
         answer: dict[str, Any] = await asyncio.to_thread(json.loads, written)
         if "refused" in answer:
             raise SpecError(**answer["refused"])

@@ -82,12 +82,14 @@ def _explain(request: dict[str, Any], directory: Path) -> dict[str, Any]:
     import pgengine
 
     state = directory / "state"
+    recorded = pgengine.Recorded(dict(request["recorded"]), request["runtime"])
     explanation = pgengine.explain(
         pgengine.TrainingSpec.model_validate(request["spec"]),
         request["update"],
         policy=_policy(directory, "policy"),
         behaviour=_policy(directory, "behaviour"),
         resume_from=state.read_bytes() if state.exists() else None,
+        recorded=recorded,
         first_episode=request["first_episode"],
         episodes=request["episodes"],
     )

@@ -44,6 +44,7 @@ __all__ = [
     "metrics",
     "names",
     "record",
+    "recorded",
     "thin",
 ]
 
@@ -209,6 +210,15 @@ def names(session: Session, job_id: str) -> list[str]:
     packed = None if newest is not None else session.scalar(_blocks(job_id).order_by(MetricBlock.last_update.desc()))
     measured = newest or (() if packed is None else Columns.from_bytes(packed).names)
     return list(dict.fromkeys((*IN_EVERY_ROW, *METRICS, *measured)))
+
+
+def recorded(session: Session, job_id: str, first: int, last: int) -> dict[int, dict[str, float | None]]:
+    """What was measured of a range of updates, by update and metric; None where it was not finite."""
+    found = _recorded(session, job_id, first, last).published()
+    return {
+        number: {name: value for name, value in measured.items() if name not in ("update", "nonfinite")}
+        for number, measured in found.items()
+    }
 
 
 def last_checkpoint(session: Session, job: Job) -> dict[str, Any] | None:

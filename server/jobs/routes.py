@@ -26,11 +26,10 @@ from server.database import Database
 from server.environments.routes import Allowed, Known, known, stored
 from server.environments.schemas import BANDIT, CARTPOLE, FROZEN_LAKE, LQR
 from server.environments.types import AllowList
-from server.errors import FieldError, InvalidRequest, NotFound
+from server.errors import FieldError, NotFound
 from server.idempotency import Reply
 from server.ids import JobId, is_id
 from server.jobs import history, store, tail
-from server.jobs.engine import Engine, EngineFailed
 from server.jobs.events import EventPage
 from server.jobs.schemas import (
     Metrics,
@@ -40,13 +39,12 @@ from server.jobs.schemas import (
     TrainingJobCreate,
     TrainingJobQuery,
     TrainingJobValidation,
-    UpdateExplanation,
 )
 from server.jobs.store import TERMINAL_STATUSES
 from server.jobs.store import Job as Row
 from server.pages import Page, PageQuery
 from server.policies import store as policies
-from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, Threads, invalid, negotiated, written
+from server.request import LARGEST_INTEGER, Configured, Creation, Db, StrictRoute, invalid, negotiated, written
 from server.settings import Settings
 
 __all__ = ["named_or_drawn", "router"]
@@ -537,70 +535,6 @@ def _ndjson(curves: history.Curves) -> str:
         nonfinite = [name for name, updates in infinite.items() if row[0] in updates]
         lines.append(json.dumps(dict(zip(names, row, strict=True)) | {"nonfinite": nonfinite}))
     return "".join(f"{line}\n" for line in lines)
-
-
-# --- updates ----------------------------------------------------------------------------------------------------------
-
-
-@router.get(
-    "/{job_id}/updates/{update}",
-    operation_id="explain_training_job_update",
-    summary="Explain an update of a training job",
-    response_model=UpdateExplanation,
-)
-async def explain_training_job_update(
-    request: Request,
-    job_id: Id,
-    update: Annotated[
-        int, Path(ge=1, le=LARGEST_INTEGER, description="Number of the policy's update, as in the metrics.")
-    ],
-    database: Db,
-    threads: Threads,
-    first_episode: Annotated[int, Query(ge=0, le=9_999, description="Place in the batch of the first episode.")] = 0,
-    episodes: Annotated[int, Query(ge=1, le=256, description="How many episodes to show, at most.")] = 16,
-) -> Response:
-    """How the update came about: its episodes, and what each step of them adds to the estimate of the gradient.
-
-    Nothing of this is kept; it is played again, from the newest state before the update or from the job's beginning,
-    by a program of its own. On the machine that trained, with as many threads, it is what was computed then to the bit.
-    """
-
-    def read() -> store.Explainable:
-        with database.read() as session:
-            return store.explainable(session, job_id, update)
-
-    try:
-        found = await threads.reading.run(read)
-    except store.NotRepeatable as error:
-        raise _not_repeatable(error) from None
-    if first_episode >= found.spec["algorithm"]["trajectories"]:
-        message = f"The batch has {found.spec['algorithm']['trajectories']} episodes; the first one is 0."
-        raise invalid("/first_episode", "less_than", message)
-    # nothing but the update matters: a target is not looked for, and seconds are not counted
-    stop = {"updates": update - found.start_updates, "target_return": None}
-    engine = cast(Engine, request.app.state.engine)
-    try:
-        explanation = await engine.ask(
-            "explain",
-            {
-                "spec": found.spec | {"stop": stop},
-                "update": update,
-                "first_episode": first_episode,
-                "episodes": episodes,
-            },
-            policy=found.policy_bytes,
-            behaviour=found.behaviour_bytes,
-            state=found.state_bytes,
-        )
-    except (EngineFailed, SpecError) as error:
-        # the job's own settings were accepted once, so the fault is what has changed since
-        raise _not_repeatable(error) from None
-    body = {"object": "update_explanation", "job_id": job_id} | explanation
-    return Response(json.dumps(body), media_type=JSON)
-
-
-def _not_repeatable(error: Exception) -> InvalidRequest:
-    return invalid("/update", "cannot_be_repeated", f"The update could not be made again: {error}.")
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------

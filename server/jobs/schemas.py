@@ -336,6 +336,9 @@ class UpdateExplanation(Explanation):
     """Always `update_explanation`."""
     job_id: JobId
     """The job."""
+    compared: bool
+    """Whether the figures of this update are recorded and came out the same; false where the job has thinned them
+    out."""
 
 
 class Metrics(Answer):

@@ -84,6 +84,9 @@ _NEXT = {
     **{status: set[str]() for status in TERMINAL_STATUSES},
 }
 
+COMPARED = 64
+"""Most updates up to the one that is explained with which a replay is compared: a job may have thinned that one out."""
+
 _WITHOUT_HOLDER = {"running": "queued", "pausing": "paused", "cancelling": "cancelled"}
 """What a held job becomes when its holder is gone."""
 
@@ -126,6 +129,8 @@ class Explainable:
         policy_bytes: The policy to start from; None where there is a state.
         state_bytes: State to resume from.
         behaviour_bytes: The policy that acts in training, if that is another one.
+        recorded: What was measured of updates that are played again, the newest ones up to the one asked for.
+        fingerprint: Where the job was computed, the last time.
     """
 
     spec: dict[str, Any] = field(repr=False)
@@ -134,6 +139,8 @@ class Explainable:
     policy_bytes: bytes | None = field(repr=False)
     state_bytes: bytes | None = field(repr=False)
     behaviour_bytes: bytes | None = field(repr=False)
+    recorded: dict[int, dict[str, float | None]] = field(repr=False)
+    fingerprint: dict[str, Any] | None
 
 
 _NAMES: dict[JobKind | None, str] = {None: "job", "training": "training job", "gradient_check": "gradient check"}
@@ -306,6 +313,7 @@ def delete(session: Session, job_id: str, kind: JobKind | None = None) -> None:
     job = _locked(session, job_id, kind)
     if job.status not in TERMINAL_STATUSES:
         raise NotTerminal(f"The job is {job.status}; cancel it first.")
+    checkpoints.forget_states(session, job_id)
     # a plain statement: the foreign keys remove events and metrics and let checkpoints go
     session.execute(delete_from(Job).where(Job.id == job_id))
     session.expunge(job)
@@ -330,6 +338,7 @@ def explainable(session: Session, job_id: str, update: int) -> Explainable:
         raise NotFound(f"This job has made {range_}.")
     assert job.policy_id is not None
     found = checkpoints.state_before(session, job.id, update)
+    begin, state_bytes = found or (job.start_updates, None)
     behaviour_id = _behaviour_of(job.spec)
     try:
         policy_bytes = None if found else checkpoints.content_after(session, job.policy_id, job.start_updates)
@@ -344,8 +353,10 @@ def explainable(session: Session, job_id: str, update: int) -> Explainable:
         start_updates=job.start_updates,
         updates=last,
         policy_bytes=policy_bytes,
-        state_bytes=found,
+        state_bytes=state_bytes,
         behaviour_bytes=behaviour_bytes,
+        recorded=history.recorded(session, job.id, max(begin + 1, update - COMPARED + 1), update),
+        fingerprint=job.fingerprint,
     )
 
 

@@ -1,5 +1,6 @@
 """An explained update is what happened: its contributions sum to the estimate, its step is the real one to the bit."""
 
+import json
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import pgengine
 from pgengine.contributions import Rows, contributions
 from pgengine.spec import LinearPolicySpec, LqrSpec, StopSpec, TrainingSpec
 from tests.engine.worlds import CARTPOLE, PENDULUM, bandit, random_mdp, table_policy
+from tests.server import careless_environments  # noqa: F401  registers environments
 
 MDP = random_mdp(0, horizon=4)
 SGD = {"kind": "sgd", "learning_rate": 0.5}
@@ -287,6 +289,70 @@ def test_figures_beyond_every_float_raise() -> None:
     spec = run(lqr, narrow, importance={"kind": "trajectory", "behaviour": {"kind": "policy"}})
     with pytest.raises(pgengine.DivergedError):
         pgengine.explain(spec, 1, behaviour=acts)
+
+
+# --- compared with what was recorded
+
+
+def recorded_of(spec: TrainingSpec) -> pgengine.Recorded:
+    """What a run measures, as a server keeps it."""
+    metrics: dict[int, dict[str, float | None]] = {
+        update.updates: {
+            name: value if math.isfinite(value) else None
+            for name, value in json.loads(json.dumps(update.metrics)).items()
+        }
+        for update in pgengine.train(spec)
+    }
+    return pgengine.Recorded(metrics, pgengine.runtime_fingerprint())
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_a_replay_measures_what_the_run_has_measured(name: str) -> None:
+    spec = RUNS[name]
+    recorded = recorded_of(spec)
+    assert len(recorded.metrics) == 4
+    for update in (1, 4):
+        assert pgengine.explain(spec, update, recorded=recorded, episodes=1).update == update
+
+
+def changed(recorded: pgengine.Recorded, update: int, factor: float, **runtime: Any) -> pgengine.Recorded:
+    """The record with another gradient norm, as if it came from elsewhere."""
+    assert recorded.runtime is not None
+    figures = dict(recorded.metrics[update])
+    figures["gradient_norm"] = factor * (figures["gradient_norm"] or 0.0)
+    return pgengine.Recorded({**recorded.metrics, update: figures}, {**recorded.runtime, **runtime})
+
+
+def test_a_replay_that_differs_says_where_and_in_what() -> None:
+    spec = RUNS["sgd"]
+    recorded = recorded_of(spec)
+    with pytest.raises(pgengine.ReplayDiffers) as caught:
+        pgengine.explain(spec, 4, recorded=changed(recorded, 2, 1.00001))
+    assert (caught.value.update, list(caught.value.figures), caught.value.runtime) == (2, ["gradient_norm"], [])
+    then, now = caught.value.figures["gradient_norm"]
+    assert then == pytest.approx(1.00001 * now, rel=1e-9)
+    assert "random numbers that do not come from its seed" in str(caught.value)
+    # an update behind the one that is explained is not made again
+    pgengine.explain(spec, 1, recorded=changed(recorded, 2, 1.00001))
+
+
+def test_another_runtime_may_round_otherwise_and_is_named_where_more_differs() -> None:
+    spec = RUNS["sgd"]
+    recorded = recorded_of(spec)
+    pgengine.explain(spec, 2, recorded=changed(recorded, 2, 1.00001, threads=63))
+    with pytest.raises(pgengine.ReplayDiffers, match="threads: 63 then, ") as caught:
+        pgengine.explain(spec, 2, recorded=changed(recorded, 2, 1.5, threads=63))
+    assert len(caught.value.runtime) == 1
+
+
+@pytest.mark.parametrize("environment_id", ["test/GlobalNumpy-v0", "test/GlobalPython-v0"])
+def test_an_environment_that_draws_numbers_of_its_own_is_found_out(environment_id: str) -> None:
+    spec = run({"kind": "gymnasium", "id": environment_id})
+    recorded = recorded_of(spec)
+    with pytest.raises(pgengine.ReplayDiffers) as caught:
+        pgengine.explain(spec, 2, recorded=recorded)
+    assert caught.value.update == 1
+    assert {"mean_return", "gradient_norm"} <= caught.value.figures.keys()
 
 
 def test_an_explanation_survives_json() -> None:

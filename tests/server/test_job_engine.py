@@ -27,6 +27,7 @@ BANDIT: dict[str, Any] = {
     "horizon": 1,
 }
 SPEC = {"environment": BANDIT}
+EXPLAINED = {"update": 1, "first_episode": 0, "episodes": 1, "recorded": [], "runtime": None}
 
 
 def asked(scenario: Callable[[Engine], Coroutine[Any, Any, None]], **settings: Any) -> None:
@@ -39,32 +40,68 @@ def asked(scenario: Callable[[Engine], Coroutine[Any, Any, None]], **settings: A
 
 def test_an_answer_and_a_refusal() -> None:
     async def scenario(engine: Engine) -> None:
-        answer = await engine.ask("check", {"spec": SPEC})
+        answer = await engine.ask("check", {"spec": SPEC}, caller="key_1")
         assert [label["kind"] for label in answer["labels"]] == ["exact"]
         with pytest.raises(SpecError) as refused:
-            await engine.ask("check", {"spec": SPEC | {"policy": {"kind": "transformer"}}})
+            await engine.ask("check", {"spec": SPEC | {"policy": {"kind": "transformer"}}}, caller="key_1")
         assert (refused.value.pointer, refused.value.code) == ("/policy", "exact_needs_no_memory")
         with pytest.raises(InternalError):
-            await engine.ask("check", {"spec": {"secret": 1}})
+            await engine.ask("check", {"spec": {"secret": 1}}, caller="key_1")
 
     asked(scenario)
 
 
 def test_no_more_are_answered_at_once_than_allowed() -> None:
     async def scenario(engine: Engine) -> None:
-        first = asyncio.create_task(engine.ask("check", {"spec": SPEC}))
+        first = asyncio.create_task(engine.ask("check", {"spec": SPEC}, caller="key_1"))
         await asyncio.sleep(0)  # the first one has begun
         with pytest.raises(TooManyRequests):
-            await engine.ask("check", {"spec": SPEC})
+            await engine.ask("check", {"spec": SPEC}, caller="key_1")
         await first
-        await engine.ask("check", {"spec": SPEC})
+        await engine.ask("check", {"spec": SPEC}, caller="key_1")
 
     asked(scenario, max_explanations=1)
 
 
+def test_the_last_place_is_for_a_caller_who_has_none() -> None:
+    async def scenario(engine: Engine) -> None:
+        first = asyncio.create_task(engine.ask("check", {"spec": SPEC}, caller="key_1"))
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests, match="for other keys"):
+            await engine.ask("check", {"spec": SPEC}, caller="key_1")
+        second = asyncio.create_task(engine.ask("check", {"spec": SPEC}, caller="key_2"))
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests):
+            await engine.ask("check", {"spec": SPEC}, caller="key_3")
+        await asyncio.gather(first, second)
+        await engine.ask("check", {"spec": SPEC}, caller="key_1")
+
+    asked(scenario, max_explanations=2)
+
+
+def test_explanations_do_not_shut_out_checks() -> None:
+    async def scenario(engine: Engine) -> None:
+        explanation = asyncio.create_task(engine.ask("explain", {"spec": SPEC, **EXPLAINED}, caller="key_1"))
+        await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests):
+            await engine.ask("explain", {"spec": SPEC, **EXPLAINED}, caller="key_2")
+        await engine.ask("check", {"spec": SPEC}, caller="key_2")
+        assert (await explanation)["update"] == 1
+
+    asked(scenario, max_explanations=1)
+
+
+def test_where_nobody_has_a_key_all_places_are_for_everybody() -> None:
+    async def scenario(engine: Engine) -> None:
+        questions = [engine.ask("check", {"spec": SPEC}, caller="anybody") for _ in range(2)]
+        assert len(await asyncio.gather(*questions)) == 2
+
+    asked(scenario, max_explanations=2, no_auth=True)
+
+
 def test_all_are_ended_when_the_server_stops() -> None:
     async def scenario(engine: Engine) -> None:
-        first = asyncio.create_task(engine.ask("check", {"spec": SPEC}))
+        first = asyncio.create_task(engine.ask("check", {"spec": SPEC}, caller="key_1"))
         while not engine._running:
             await asyncio.sleep(0.001)
         (process,) = engine._running
@@ -73,7 +110,7 @@ def test_all_are_ended_when_the_server_stops() -> None:
             await first
         assert process.returncode is not None
         with pytest.raises(Unavailable):
-            await engine.ask("check", {"spec": SPEC})
+            await engine.ask("check", {"spec": SPEC}, caller="key_1")
 
     asked(scenario)
 

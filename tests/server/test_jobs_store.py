@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from server.ids import new_id
 from server.jobs import history, store
 from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.pages import PageQuery
-from server.tables import Checkpoint, Environment, Event, Job, Metric, MetricBlock, Policy
+from server.tables import Checkpoint, CheckpointContent, Environment, Event, Job, Metric, MetricBlock, Policy
 
 LEASE = 30.0
 ENVIRONMENT = {"kind": "gymnasium", "id": "CartPole-v1"}
@@ -258,6 +259,78 @@ def test_a_checkpoint_is_kept_with_state_and_evaluation(database: Database, new_
         assert checkpoints.state(session, latest.id) == b"state 5"
     kinds = [event["type"] for event in events_of(database, job.id, after=2)]
     assert kinds == ["metrics", "checkpoint", "evaluation"]
+
+
+def states_of(database: Database, job_id: str) -> list[int]:
+    """Updates at which a state of the job is kept."""
+    statement = select(Checkpoint.updates).join(CheckpointContent, CheckpointContent.checkpoint_id == Checkpoint.id)
+    kept = statement.where(Checkpoint.job_id == job_id, CheckpointContent.state_bytes.is_not(None))
+    with database.read() as session:
+        return list(session.scalars(kept.order_by(Checkpoint.updates)))
+
+
+def test_old_updates_are_played_again_from_the_state_before_them(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    for last in (5, 9, 20):
+        report_to(database, claimed, with_checkpoint(updates(last - 3, last)))
+    with database.read() as session:
+        found = {update: store.explainable(session, job.id, update) for update in (5, 6, 9, 10, 20)}
+    states = {update: each.state_bytes for update, each in found.items()}
+    assert states == {5: None, 6: b"state 5", 9: b"state 5", 10: b"state 9", 20: b"state 9"}
+    assert (found[5].policy_bytes, found[6].policy_bytes) == (b"policy 0", None)
+    # what is played again is compared with what was recorded of it
+    assert list(found[9].recorded) == [6, 7, 8, 9]
+    assert found[9].recorded[9] == {"mean_return": 9.0}
+
+
+def test_states_are_kept_evenly_and_their_number_is_bounded(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    last = 2 * checkpoints.MOST_STATES
+    with database.write() as session:
+        instant = session.scalar(select(now()))
+        assert instant is not None
+        for n in range(1, last):
+            # a checkpoint every five seconds
+            at = instant - timedelta(seconds=5 * (last - n))
+            row = Checkpoint(id=new_id("ckpt"), policy_id=job.policy_id, job_id=job.id, updates=n, size=1, sha256="0")
+            row.created_at = at
+            session.add(row)
+            session.flush()
+            session.add(CheckpointContent(checkpoint_id=row.id, policy_bytes=b"p", state_bytes=b"s"))
+    report_to(database, claimed, with_checkpoint(updates(1, last)))
+    kept = states_of(database, job.id)
+    assert len(kept) == checkpoints.MOST_STATES
+    assert kept[-1] == last
+    # a replay begins at most three checkpoints before its update, where twice as many were made as are kept
+    assert max(after - before for before, after in pairwise([0, *kept])) <= 3
+    with database.read() as session:
+        assert store.explainable(session, job.id, last // 2).state_bytes is not None
+
+
+def test_large_states_leave_room_for_the_newest_alone(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    size = checkpoints.MOST_STATE_BYTES // 2 + 1
+    for n in (1, 2, 3):
+        snapshot = Snapshot(n, Progress(n), f"policy {n}".encode(), bytes([n]) * size)
+        report_to(database, claimed, Report(Progress(n), checkpoint=snapshot))
+        assert states_of(database, job.id) == [n]
+
+
+def test_states_go_with_their_job(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    for n in (1, 2):
+        report_to(database, claimed, with_checkpoint(updates(n, n)))
+    finish(database, claimed, SUCCEEDED)
+    assert states_of(database, job.id) == [1, 2]
+    with database.write() as session:
+        store.delete(session, job.id)
+    with database.read() as session:
+        kept = session.scalars(select(CheckpointContent.state_bytes).where(CheckpointContent.state_bytes.is_not(None)))
+        assert kept.all() == []
 
 
 def test_the_runtime_is_kept_and_another_one_is_an_event(database: Database, new_job: Any) -> None:

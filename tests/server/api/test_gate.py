@@ -38,7 +38,7 @@ ROUTES = [
     ("DELETE", f"/v1/training-jobs/job_{OBJECT}", "train"),
     ("GET", f"/v1/checkpoints/ckpt_{OBJECT}", "read"),
     ("GET", f"/v1/checkpoints/ckpt_{OBJECT}/content", "read"),
-    ("GET", f"/v1/training-jobs/job_{OBJECT}/updates/1", "read"),
+    ("GET", f"/v1/training-jobs/job_{OBJECT}/updates/1", "train"),
     ("GET", f"/v1/checkpoints/ckpt_{OBJECT}/parameters", "read"),
     ("GET", "/v1/gradient-checks", "read"),
     ("GET", f"/v1/gradient-checks/job_{OBJECT}", "read"),

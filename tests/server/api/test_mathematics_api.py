@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
 import pgengine
 from pgengine.labels import Label
@@ -14,7 +15,7 @@ from server.database import Database
 from server.jobs import store
 from server.jobs.reports import Outcome
 from server.settings import Settings
-from server.tables import Environment, Idempotency, Job
+from server.tables import Environment, Idempotency, Job, Metric
 from server.worker.link import Answer, Finished, Message, Start
 from server.worker.runner import run
 
@@ -403,8 +404,9 @@ def test_an_update_whose_behaviour_was_deleted_cannot_be_repeated(any_api: Any, 
     worked(any_api.database)
     assert any_api.delete(f"/v1/policies/{actor['id']}").status_code == 204
     response = any_api.get(f"{JOBS}/{job['id']}/updates/1")
-    told = problem(response, 422, "invalid_request", ("/update", "cannot_be_repeated"))
-    assert "the policy that acted was deleted" in told["errors"][0]["message"]
+    told = problem(response, 409, "cannot_be_repeated")
+    assert "the policy that acted was deleted" in told["detail"]
+    assert response.headers["x-should-retry"] == "false"
 
 
 # --- updates explained
@@ -430,7 +432,7 @@ def test_an_update_is_explained_as_it_was(any_api: Any, problem: Callable[..., A
         assert response.status_code == 200, response.text
         told = response.json()
         assert (told["object"], told["job_id"], told["update"]) == ("update_explanation", job["id"], update)
-        assert told["label"] == job["label"]
+        assert (told["label"], told["compared"]) == (job["label"], True)
         assert (told["episodes_total"], len(told["episodes"])) == (4, 4)
         row = measured["update"].index(update)
         assert told["estimate_norm"] == pytest.approx(measured["values"]["gradient_norm"][row], rel=1e-5)
@@ -442,6 +444,41 @@ def test_an_update_is_explained_as_it_was(any_api: Any, problem: Callable[..., A
     problem(any_api.get(f"{path}/0"), 422, "invalid_request", ("/update", "greater_than_equal"))
     problem(any_api.get(f"{path}/1?first_episode=4"), 422, "invalid_request", ("/first_episode", "less_than"))
     problem(any_api.get(f"{path}/1?episode=4"), 422, "invalid_request", ("/episode", "unknown_field"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment_id", ["test/GlobalNumpy-v0", "test/GlobalPython-v0"])
+def test_an_update_that_comes_out_otherwise_is_not_explained(
+    serve: Any, sqlite_database: Database, problem: Callable[..., Any], monkeypatch: Any, environment_id: str
+) -> None:
+    here = str(Path(__file__).parents[1])
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", here)  # of the program that plays it again
+    settings = Settings(environments=[environment_id], environment_modules=["careless_environments"])
+    with serve(settings, sqlite_database) as api:
+        body = {"environment": {"kind": "gymnasium", "id": environment_id}, "stop": {"updates": 2}, "seed": 1}
+        job = api.created(JOBS, body | {"evaluation": {"episodes": 2}})
+        worked(sqlite_database)
+        path = f"{JOBS}/{job['id']}/updates/2"
+        told = problem(api.get(path), 409, "cannot_be_repeated")
+        measured = api.get(f"{JOBS}/{job['id']}/metrics?keys=mean_return").json()["values"]["mean_return"]
+        assert f"update 1 comes out otherwise: mean_return was {measured[0]:.6g} and is " in told["detail"]
+        assert "random numbers that do not come from its seed" in told["detail"]
+        # what was recorded is all that it is compared with
+        with sqlite_database.write() as session:
+            session.execute(delete(Metric))
+        assert api.get(path).json()["compared"] is False
+
+
+@pytest.mark.slow
+def test_explaining_computes_so_a_key_that_may_only_read_cannot_ask_for_it(
+    api: Any, problem: Callable[..., Any]
+) -> None:
+    job = api.created(JOBS, {"environment": BANDIT, "stop": {"updates": 1}, "seed": 0})
+    worked(api.database)
+    path = f"{JOBS}/{job['id']}/updates/1"
+    assert "`train`" in problem(api.get(path, key=api.new_key("read")), 403, "forbidden")["detail"]
+    assert api.get(path, key=api.new_key("train")).status_code == 200
 
 
 @pytest.mark.slow
