@@ -222,7 +222,7 @@ class NotTerminal(Conflict):
 
 
 class CannotBeRepeated(Conflict):
-    """An update cannot be played again as it was: `detail` says what is gone, or what comes out otherwise."""
+    """An update cannot be played again as it was; `detail` says what is gone, or what comes out otherwise and why."""
 
     code = "cannot_be_repeated"
     title = "The update cannot be played again as it was."

@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from server.logs import Level
+from server.memory import LEAST_BYTES, machine_bytes
 
 __all__ = ["API_KEY", "Settings", "is_loopback", "program_environment"]
 
@@ -73,6 +74,11 @@ def _default_connections() -> int:
     return max(1, min(MOST_CONNECTIONS, max(allowed // 4, allowed - OWN_DESCRIPTORS)))
 
 
+def _default_trainer_memory(data: dict[str, Any]) -> int:
+    workers: int = data["workers"]
+    return max(LEAST_BYTES, int(0.8 * machine_bytes()) // max(1, workers))
+
+
 class Settings(BaseSettings):
     """The settings of one server."""
 
@@ -112,6 +118,10 @@ class Settings(BaseSettings):
     """Worker programs that `serve` starts beside the API."""
     threads: Annotated[int, Field(ge=1, le=1024)] = Field(default_factory=_default_threads)
     """Threads of each trainer. Default: cores / `WORKERS`, at least 1, at most 4. Other counts give other last bits."""
+    trainer_memory_bytes: Annotated[int, Field(ge=LEAST_BYTES, le=2**50)] = Field(
+        default_factory=_default_trainer_memory
+    )
+    """Memory of each trainer; a job that takes more fails. Default: 80% of the machine's or container's / `WORKERS`."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
     """How often an idle worker looks for a job, and the API for new events of streams that somebody follows."""
     lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
@@ -155,8 +165,7 @@ class Settings(BaseSettings):
     explain_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long the engine may take to explain an update, or to look at a gradient check before it is queued."""
     max_explanations: Annotated[int, Field(ge=1, le=256)] = 2
-    """Most questions to the engine of one kind, explanations or looks at gradient checks, that are answered at once in
-    one API process; each is a program of its own. The last place is for a key that has none."""
+    """Most explanations, and most looks at checks, that run at once; the last place is for a key that has none."""
     max_open_jobs: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Most jobs of one API key that have not ended; a further one is answered 429 until one of them has."""
     max_policy_parameters: Annotated[int, Field(ge=1, le=10**9)] = 5_000_000

@@ -10,6 +10,7 @@ from fastapi import Body as JsonBody
 from sqlalchemy.orm import Session
 
 from pgengine.checking import check_settings
+from pgengine.footprint import check_footprint
 from pgengine.spec import GradientCheckSpec, PolicyBehaviourSpec, PolicySpec
 from server.checkpoints import store as checkpoints
 from server.database import Database
@@ -154,6 +155,7 @@ def _draft(database: Database, body: GradientCheckCreate, allowed: AllowList, se
     )
     # what can be told without torch is told at once; the rest takes a program that loads it
     check_settings(spec, environment.facts)
+    check_footprint(spec, environment.facts, settings.trainer_memory_bytes)
     policy_id = policy if isinstance(policy, str) else None
     return _Draft(environment, policy_id, checkpoint_id, policy_bytes, spec.model_dump(mode="json"))
 

@@ -41,6 +41,7 @@ class Engine:
         modules = [part for name in settings.environment_modules for part in ("--module", name)]
         self._command = [
             *(sys.executable, "-m", "server.jobs.engine_program", "--threads", str(settings.threads)),
+            *("--memory", str(settings.trainer_memory_bytes)),
             *modules,
         ]
         self._environment = program_environment(settings.threads)
@@ -140,6 +141,12 @@ class Engine:
                 await process.wait()
         if self._closed:
             raise Unavailable("The server is shutting down.")
+        if status < 0:
+            # an environment may take its process with it, and so does the kernel where memory is used up
+            _log.error("a program that asked the engine was ended by signal %s", -status)
+            raise EngineFailed(
+                f"the program that computed it was ended by signal {-status}; it may need too much memory"
+            )
         if status != 0:
             # its standard error is ours, so the log has the traceback
             _log.error("a program that asked the engine ended with status %s", status)

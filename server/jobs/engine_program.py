@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from server.memory import bound_this_process, is_out_of_memory, out_of_memory
+
 if TYPE_CHECKING:
     from pgengine import Policy
 
@@ -27,9 +29,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="server.jobs.engine_program", description=__doc__)
     parser.add_argument("directory", type=Path, help="where the request lies")
     parser.add_argument("--threads", type=int, required=True, help="threads of torch")
+    parser.add_argument("--memory", type=int, required=True, help="bytes of memory that it may take")
     parser.add_argument("--module", action="append", default=[], help="module that registers environments")
     arguments = parser.parse_args()
     threading.Thread(target=_end_with_stdin, daemon=True).start()
+    bound_this_process(arguments.memory)
     # what an environment prints belongs into the log
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -57,8 +61,13 @@ def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"answer": _QUESTIONS[request["question"]](request, arguments.directory)}
     except SpecError as error:
         return {"refused": {"pointer": error.pointer, "code": error.code, "message": error.message}}
-    except PgengineError as error:
-        return {"failed": str(error)}
+    except Exception as error:
+        # an environment may be what has asked for too much; the engine keeps what it raised as the cause
+        if is_out_of_memory(error):
+            return {"failed": out_of_memory()}
+        if isinstance(error, PgengineError):
+            return {"failed": str(error)}
+        raise
 
 
 def _check(request: dict[str, Any], directory: Path) -> dict[str, Any]:

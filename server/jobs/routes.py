@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 import pgengine
 from pgengine.errors import SpecError
+from pgengine.footprint import check_footprint
 from pgengine.labels import Label
 from pgengine.policies import Policy, check_behaviour, load
 from pgengine.resolution import fill_in
@@ -254,6 +255,7 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
         environment.facts,
         continues=isinstance(policy, str),
     )
+    check_footprint(spec, environment.facts, settings.trainer_memory_bytes)
     if acting is not None:
         check_behaviour(spec.algorithm, _loaded(database, policy), acting.policy)
     return _Draft(

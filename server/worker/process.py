@@ -1,9 +1,14 @@
 """The trainer's process, as its supervisor sees it: started, spoken to, ended."""
 
+import contextlib
+import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -12,10 +17,43 @@ from server.settings import Settings, program_environment
 from server.worker.link import Link, Message
 from server.worker.stop import Stop
 
-__all__ = ["TrainerProcess"]
+__all__ = ["Ended", "TrainerProcess"]
 
 FRAME_SECONDS = 30
 """A trainer that stops in the middle of a frame for so long is given up; waiting for a frame has no such limit."""
+
+
+LOOK_SECONDS = 0.01
+"""How often it is looked whether a process that is to end has ended."""
+
+FULL = 0.75
+"""Share of the memory limit from which on a process that was killed is taken to have wanted too much."""
+
+_OF_MEMORY = {signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS}
+"""How a process dies that gets no more memory: by the kernel, by a library that gives up, by one that does not look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a trainer ended.
+
+    Attributes:
+        status: Its exit status; below zero the number of the signal that ended it.
+        peak_bytes: The most memory that it had at once.
+        limit: The most that it may have.
+    """
+
+    status: int
+    peak_bytes: int
+    limit: int
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether it died since it wanted more memory than there is, so that trying again would not help."""
+        return -self.status in _OF_MEMORY and self.peak_bytes >= FULL * self.limit
+
+    def __str__(self) -> str:
+        return f"by signal {-self.status}" if self.status < 0 else f"with status {self.status}"
 
 
 class TrainerProcess:
@@ -23,6 +61,7 @@ class TrainerProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._grace_seconds = settings.grace_seconds
+        self._limit = settings.trainer_memory_bytes
         ours, theirs = socket.socketpair()
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", FRAME_SECONDS, 0))
@@ -32,6 +71,8 @@ class TrainerProcess:
             str(theirs.fileno()),
             "--threads",
             str(settings.threads),
+            "--memory",
+            str(settings.trainer_memory_bytes),
             "--log-level",
             settings.log_level,
             *modules,
@@ -66,23 +107,29 @@ class TrainerProcess:
         ready = wait([link] if stop else [link, stop.fileno()], timeout)
         return self._link.receive() if link in ready else None
 
-    def stop(self) -> str:
-        """End the process: SIGTERM, and SIGKILL if it still lives after the grace period.
-
-        Returns:
-            How it ended, for people.
-        """
-        self._process.terminate()
+    def stop(self) -> Ended:
+        """End the process: SIGTERM, and SIGKILL if it still lives after the grace period."""
+        self._send_signal(signal.SIGTERM)
         return self.bury()
 
-    def bury(self) -> str:
+    def bury(self) -> Ended:
         """Wait for the end of a process whose link has closed, and say how it ended."""
         self._link.close()
-        try:
-            status = self._process.wait(self._grace_seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        ended = f"by signal {-status}" if status < 0 else f"with status {status}"
-        log("trainer_ended", trainer=self._process.pid, ended=ended)
+        kill_at = time.monotonic() + self._grace_seconds
+        # it is looked at and left, so that its end can be taken together with what it has used
+        while os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            if time.monotonic() >= kill_at:
+                self._send_signal(signal.SIGKILL)
+            time.sleep(LOOK_SECONDS)
+        _, status, used = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        # in kilobytes, but on macOS
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        ended = Ended(self._process.returncode, peak, self._limit)
+        log("trainer_ended", trainer=self._process.pid, ended=str(ended), peak_bytes=peak)
         return ended
+
+    def _send_signal(self, number: int) -> None:
+        # not Popen's own, which would take the end of a process that has ended, and lose what it has used
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)

@@ -11,6 +11,7 @@ from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure, 
 from pgengine.spec import GradientCheckSpec, TrainingSpec
 from server.jobs.reports import Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.logs import log
+from server.memory import is_out_of_memory, out_of_memory
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
 
 if TYPE_CHECKING:
@@ -220,8 +221,8 @@ def _failure(job: Start, error: Exception) -> Failure:
         traceback="".join(traceback.format_exception(error)),
     )
     # an environment may be what has asked for too much; the engine keeps what it raised as the cause
-    if _is_out_of_memory(error) or _is_out_of_memory(error.__cause__):
-        return Failure("out_of_memory", "there was not enough memory; fewer trajectories or a smaller policy need less")
+    if is_out_of_memory(error):
+        return Failure("out_of_memory", out_of_memory())
     if isinstance(error, DivergedError):
         return Failure("diverged", _plain(error))
     # the spec was checked when the job was created: what is refused here is an environment that this worker lacks
@@ -236,12 +237,3 @@ def _plain(error: Exception) -> str:
     """The message, short and of characters that every database keeps."""
     text = str(error).replace("\0", "").encode("utf-8", "replace").decode()
     return text if len(text) <= LONGEST_MESSAGE else text[: LONGEST_MESSAGE - 1] + "…"
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    # torch says it with a RuntimeError on CPU and with OutOfMemoryError, one of its subclasses, on a GPU
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
-    )

@@ -28,10 +28,11 @@ from server.errors import Unavailable
 from server.jobs import store
 from server.jobs.reports import Claim, Failure, Outcome, Report
 from server.logs import configure, log
+from server.memory import out_of_memory
 from server.settings import Settings
 from server.worker.lease import Lease
 from server.worker.link import Answer, Finished, LinkClosed, Ready, Released, Reported, Start
-from server.worker.process import TrainerProcess
+from server.worker.process import Ended, TrainerProcess
 from server.worker.reaper import reap_until
 from server.worker.stop import Stop
 
@@ -164,7 +165,7 @@ class _Supervisor:
         except LinkClosed:
             self._replace_trainer()
 
-    def _replace_trainer(self) -> str:
+    def _replace_trainer(self) -> Ended:
         """End the trainer and warm up the next one, if there is to be a next one; says how it ended."""
         ended = self._trainer.stop()
         if not self._stop:
@@ -195,7 +196,7 @@ class _Supervisor:
                 if (passed := deadlines.passed()) is not None:
                     return self._enforce(claim, passed)
         except LinkClosed:
-            self._lose(claim, f"the trainer ended {self._replace_trainer()}")
+            self._mourn(claim, self._replace_trainer())
         except store.LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001  a mistake of ours costs an attempt, not the worker
@@ -262,6 +263,14 @@ class _Supervisor:
         reason = "the worker was stopped"
         self._write(lambda session, number: store.release(session, *self._of(claim), reason, report, number))
         log("job_released", job_id=claim.job_id)
+
+    def _mourn(self, claim: Claim, ended: Ended) -> None:
+        """Say what becomes of a job whose trainer has died; one that wants too much memory would do so again."""
+        if ended.out_of_memory:
+            message = out_of_memory(self._settings.trainer_memory_bytes)
+            self._finish(claim, Outcome("failed", failure=Failure("out_of_memory", message)))
+        else:
+            self._lose(claim, f"the trainer ended {ended}")
 
     def _lose(self, claim: Claim, reason: str) -> None:
         self._write(lambda session, number: store.lose(session, *self._of(claim), reason, number))

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from server.logs import LEVELS, configure, log
+from server.memory import bound_this_process
 from server.worker.link import Link, LinkClosed, Message, Ready, Start
 from server.worker.runner import run
 
@@ -54,10 +55,12 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="server.worker.trainer", description=__doc__)
     parser.add_argument("--link", type=int, required=True, help="inherited descriptor of the supervisor's link")
     parser.add_argument("--threads", type=int, required=True, help="threads of torch")
+    parser.add_argument("--memory", type=int, required=True, help="bytes of memory that it may take")
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="what is logged")
     parser.add_argument("--module", action="append", default=[], help="module that registers environments")
     arguments = parser.parse_args()
     configure(arguments.log_level)
+    bound_this_process(arguments.memory)
     connection: Connection[Any, Any] = Connection(arguments.link)
     inbox = _Inbox(Link(connection))
     _warm(arguments.threads, arguments.module)

@@ -51,6 +51,24 @@ class Greedy(Walk):
         np.ones(2**50)
 
 
+class Swelling(Walk):
+    """Keeps what it has seen, more with each step."""
+
+    def go_wrong(self) -> None:
+        kept = []
+        while True:
+            kept.append(bytearray(2**24))
+
+
+class Starved(Walk):
+    """Takes most of the memory that it may have, and is then ended as by the kernel."""
+
+    def go_wrong(self) -> None:
+        kept = bytearray(700 * 2**20)
+        kept[:: 2**12] = b"x" * len(kept[:: 2**12])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Hanging(Walk):
     """Never comes back, and does not care about SIGTERM."""
 
@@ -67,5 +85,5 @@ class Crashing(Walk):
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
-for environment in (Raising, Greedy, Hanging, Crashing):
+for environment in (Raising, Greedy, Swelling, Starved, Hanging, Crashing):
     gymnasium.register(f"{environment.__name__}-v0", environment, max_episode_steps=10)

@@ -13,8 +13,9 @@ import uvloop
 
 from pgengine.errors import SpecError
 from server.errors import InternalError, TooManyRequests, Unavailable
-from server.jobs.engine import Engine
+from server.jobs.engine import Engine, EngineFailed
 from server.jobs.engine_program import ORPHANED
+from server.memory import LEAST_BYTES
 from server.settings import Settings
 
 pytestmark = pytest.mark.slow  # each question starts a program that loads torch
@@ -99,6 +100,16 @@ def test_where_nobody_has_a_key_all_places_are_for_everybody() -> None:
     asked(scenario, max_explanations=2, no_auth=True)
 
 
+def test_a_question_that_takes_too_much_memory_is_no_mistake_of_the_server() -> None:
+    long = {"environment": BANDIT | {"horizon": 2000}, "algorithm": {"trajectories": 10_000}}
+
+    async def scenario(engine: Engine) -> None:
+        with pytest.raises(EngineFailed, match="not enough memory"):
+            await engine.ask("explain", {"spec": long, **EXPLAINED}, caller="key_1")
+
+    asked(scenario, trainer_memory_bytes=LEAST_BYTES, explain_seconds=600)
+
+
 def test_all_are_ended_when_the_server_stops() -> None:
     async def scenario(engine: Engine) -> None:
         first = asyncio.create_task(engine.ask("check", {"spec": SPEC}, caller="key_1"))
@@ -118,6 +129,7 @@ def test_all_are_ended_when_the_server_stops() -> None:
 def test_a_program_ends_with_the_process_that_has_asked(tmp_path: Path) -> None:
     (tmp_path / "request.json").write_text(json.dumps({"question": "check", "spec": SPEC}))
     command = [sys.executable, "-m", "server.jobs.engine_program", str(tmp_path), "--threads", "1"]
+    command += ["--memory", str(2**32)]
     # its standard input is closed at once, as if that process had been killed
     ended = subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (ORPHANED, b"")

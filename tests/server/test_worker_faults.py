@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from server.checkpoints import store as checkpoints
 from server.database import Database, NamingBase
 from server.ids import new_id
 from server.jobs import history, store
+from server.memory import LEAST_BYTES
 from server.tables import TERMINAL_STATUSES, Environment, Job, Policy
 from server.worker.stop import EXIT_WITH_STDIN
 
@@ -43,6 +45,9 @@ START_SECONDS = 600.0
 """When a test gives up; a busy machine takes long to import torch."""
 
 HANGING = "an environment hangs"
+
+ROOM = 4 * 2**30
+"""Memory of a trainer whose jobs take little."""
 
 PROGRAM = """
 from server.database import Database
@@ -144,7 +149,9 @@ def steady_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databa
 @pytest.fixture(scope="module")
 def steady_worker(steady_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker that serves one job after another."""
-    worker = Worker(steady_database, tmp_path_factory.mktemp("worker") / "log", stall_seconds=4)
+    worker = Worker(
+        steady_database, tmp_path_factory.mktemp("worker") / "log", stall_seconds=4, trainer_memory_bytes=ROOM
+    )
     yield worker
     worker.kill()
     print(worker.text())
@@ -451,6 +458,36 @@ def test_too_little_memory_fails_the_job_and_replaces_the_trainer(
     assert job.failure["code"] == "out_of_memory"
     until(lambda: not is_alive(before), 10, "the end of the trainer that had too little memory")
     assert ended(steady_database, submit(steady_database, cartpole(3))).status == "succeeded"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_a_trainer_is_bounded_and_ends_before_those_that_answer(
+    steady_database: Database, steady_worker: Worker
+) -> None:
+    assert ended(steady_database, submit(steady_database, cartpole(3))).status == "succeeded"
+    trainer = Path(f"/proc/{steady_worker.trainer()}")
+    limits = (trainer / "limits").read_text()
+    assert re.search(rf"^Max data size +{ROOM} +{ROOM} ", limits, re.MULTILINE), limits
+    own = int(Path(f"/proc/{steady_worker.process.pid}/oom_score_adj").read_text())
+    assert int((trainer / "oom_score_adj").read_text()) > own
+
+
+@pytest.mark.parametrize("environment_id", ["Swelling-v0", "Starved-v0"])
+def test_a_job_that_wants_too_much_memory_fails_at_once(
+    sqlite_database: Database, tmp_path: Path, environment_id: str
+) -> None:
+    worker = Worker(sqlite_database, tmp_path / "log", trainer_memory_bytes=LEAST_BYTES)
+    try:
+        job = ended(sqlite_database, submit(sqlite_database, misbehaving(environment_id)))
+        assert (job.status, job.attempt) == ("failed", 1)
+        assert job.failure is not None
+        assert job.failure["code"] == "out_of_memory"
+        assert "a trainer may take 1.0 GiB (PGENGINE_TRAINER_MEMORY_BYTES)" in job.failure["message"]
+        # the next job has all the memory again
+        assert ended(sqlite_database, submit(sqlite_database, cartpole(3))).status == "succeeded"
+    finally:
+        worker.kill()
+        print(worker.text())
 
 
 def test_parameters_that_are_not_finite_are_said_to_diverge(steady_database: Database, steady_worker: Worker) -> None:

@@ -212,6 +212,7 @@ def test_a_module_that_cannot_be_imported_ends_the_trainer_with_one_line(tmp_pat
         ended = subprocess.run(
             [
                 *(sys.executable, "-m", "server.worker.trainer", "--link", str(theirs.fileno()), "--threads", "1"),
+                *("--memory", str(2**32)),
                 *("--module", "failing_environments"),
             ],
             env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},

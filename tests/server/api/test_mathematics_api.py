@@ -274,6 +274,20 @@ def test_validation_refuses_what_creation_refuses(any_api: Any, problem: Callabl
         assert answers[0]["status"] in (404, 409, 422)
 
 
+@pytest.mark.parametrize("path", [JOBS, f"{JOBS}?validate_only=true", "/v1/gradient-checks"])
+def test_what_cannot_fit_into_memory_is_refused_before_it_is_queued(
+    api: Any, problem: Callable[..., Any], path: str
+) -> None:
+    endless = BANDIT | {"transitions": [[[1.0], [1.0]]], "rewards": [[0.0, 1.0]], "initial": [1.0], "terminal": []}
+    body: dict[str, Any] = {"environment": endless | {"horizon": 1_000_000}, "policy": {"kind": "linear"}}
+    checks = path.startswith("/v1/gradient")
+    body |= {"estimators": [{"trajectories": 10_000}]} if checks else {"algorithm": {"trajectories": 10_000}}
+    pointer = "/estimators/0/trajectories" if checks else "/algorithm/trajectories"
+    told = problem(api.post(path, body), 422, "invalid_request", (pointer, "does_not_fit"))
+    assert "PGENGINE_TRAINER_MEMORY_BYTES" in told["errors"][0]["message"]
+    assert api.get(path.partition("?")[0]).json()["data"] == []
+
+
 def test_a_job_of_an_earlier_version_is_still_published(api: Any) -> None:
     """Specs and labels as they were written before there was more than one kind of everything."""
     job = api.created(JOBS, {"environment": BANDIT})
