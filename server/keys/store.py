@@ -43,6 +43,9 @@ SECRET_PREFIX = "pgk_"  # lets scanners of repositories and logs recognise one
 TOUCH_SECONDS = 60.0
 
 
+_AT_START = "keys of programs that start"
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who sends a request, and what the key allows."""
@@ -67,7 +70,7 @@ def create(session: Session, name: str, scopes: Iterable[Scope]) -> tuple[ApiKey
 
 def create_first(session: Session, name: str) -> tuple[ApiKey, str] | None:
     """Make an admin key if there is no key at all, else None; of several programs that start at once one makes it."""
-    exclusively(session, "first key")
+    exclusively(session, _AT_START)
     if session.scalar(select(ApiKey.id).limit(1)) is not None:
         return None
     return create(session, name, ["admin"])
@@ -86,6 +89,7 @@ def ensure(session: Session, secret: str, name: str) -> list[ApiKey]:
     Returns:
         Keys of that name with other secrets, which were valid and are revoked now.
     """
+    exclusively(session, _AT_START)
     row = session.scalars(select(ApiKey).where(ApiKey.hash == _hash(secret))).one_or_none()
     if row is None:
         row = _add(session, secret, name, ["admin"])

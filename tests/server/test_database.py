@@ -1,11 +1,20 @@
+import shutil
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
+from sqlalchemy.orm import Session
 
+import migrations
 from server.database import Database, now
+from server.engines import Limits
+from server.errors import Unavailable
 from server.ids import new_id
 from server.tables import Checkpoint, Environment, Job, Policy
 
@@ -230,3 +239,100 @@ def test_a_checkpoint_survives_its_job_and_goes_with_its_policy(database: Databa
 def test_databases_that_cannot_be_shared_or_are_not_known_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="database"):
         Database(url)
+
+
+# --- limits and outages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lease_seconds", [2.0, 10.0, 60.0, 3600.0])
+def test_all_that_a_transaction_waits_for_ends_before_a_lease_does(lease_seconds: float) -> None:
+    limits = Limits.below(lease_seconds)
+    assert limits.lock_seconds < limits.statement_seconds < limits.answer_seconds < lease_seconds
+    assert limits.idle_seconds < lease_seconds
+    assert limits.answer_seconds + limits.pool_seconds <= 75
+
+
+def test_postgresql_ends_what_takes_too_long_but_for_migrations(postgresql_database: Database) -> None:
+    names = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+    for transaction in (postgresql_database.read, postgresql_database.write):
+        with transaction() as session:
+            assert [session.scalar(text(f"SHOW {name}")) for name in names] == ["2500ms", "5s", "5s"]
+    with postgresql_database.connect() as connection:
+        assert [connection.scalar(text(f"SHOW {name}")) for name in names] == ["0", "0", "0"]
+
+
+@pytest.mark.slow
+def test_a_lock_that_is_not_freed_is_not_waited_for_and_is_no_outage(database: Database) -> None:
+    row = _environment()
+    with database.write() as session:
+        session.add(row)
+    other = Database(database.url.render_as_string(hide_password=False), lease_seconds=0.4)
+    with database.write() as session:
+        session.scalars(select(Environment).with_for_update()).one()
+        with pytest.raises(Unavailable, match="Others hold"), other.write() as waiting:
+            waiting.scalars(select(Environment).with_for_update()).one()
+        assert not other.health.is_away
+        with other.read() as reading:
+            assert reading.scalars(select(Environment.id)).all() == [row.id]
+    other.dispose()
+
+
+@pytest.mark.slow
+def test_a_transaction_that_does_nothing_is_ended_and_frees_what_it_held(postgresql_database: Database) -> None:
+    with postgresql_database.write() as session:
+        session.add(_environment())
+    forgetful = Database(postgresql_database.url.render_as_string(hide_password=False), lease_seconds=0.4)
+    with pytest.raises(Unavailable), forgetful.write() as session:
+        session.scalars(select(Environment).with_for_update()).one()
+        # waits for the lock until the server has ended the other transaction
+        with postgresql_database.write() as other:
+            other.execute(update(Environment).values(facts={"count": 1}))
+        session.execute(update(Environment).values(facts={"count": 2}))
+    with postgresql_database.read() as session:
+        assert session.scalars(select(Environment)).one().facts == {"count": 1}
+    forgetful.dispose()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "replaced by an empty one", "its directory was deleted"])
+def test_a_sqlite_file_that_is_not_the_one_that_was_opened_takes_no_write(
+    sqlite_database: Database, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    caplog.set_level("INFO", "server")
+    file = Path(sqlite_database.url.database or "")
+    kept = _environment()
+    with sqlite_database.write() as session:
+        session.add(kept)
+    moved = file.parent if how == "its directory was deleted" else file
+    aside = tmp_path_factory.mktemp("aside") / moved.name
+    moved.rename(aside)
+    if how == "replaced":
+        shutil.copy(aside, file)
+    elif how == "replaced by an empty one":
+        file.touch()
+    for _ in range(3):
+        with pytest.raises(Unavailable), sqlite_database.write() as session:
+            session.add(_environment())
+        with pytest.raises(Unavailable), sqlite_database.read() as session:
+            session.scalars(select(Environment)).all()
+    with pytest.raises(Unavailable):
+        migrations.state(sqlite_database)
+    (line,) = [record for record in caplog.records if record.getMessage() == "database_away"]
+    assert str(file) in line.__dict__["fields"]["reason"]
+    # nothing was made where the file had been
+    assert file.exists() == how.startswith("replaced")
+    aside.rename(moved)
+    with until_answered(sqlite_database) as session:
+        assert [row.id for row in session.scalars(select(Environment))] == [kept.id]
+    assert [record.getMessage() for record in caplog.records].count("database_back") == 1
+
+
+@contextmanager
+def until_answered(database: Database) -> Iterator[Session]:
+    """A reading transaction as soon as the database is asked again."""
+    while True:
+        try:
+            with database.read() as session:
+                yield session
+                return
+        except Unavailable:
+            time.sleep(0.05)

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, update
+import sqlalchemy
+from sqlalchemy import Engine, func, select, update
 
 from server.checkpoints import store as checkpoints
 from server.database import Database, now
@@ -20,6 +21,7 @@ from server.jobs import history, store
 from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
 from server.pages import PageQuery
 from server.tables import Checkpoint, CheckpointContent, Environment, Event, Job, Metric, MetricBlock, Policy
+from server.worker.reaper import reap_until
 
 LEASE = 30.0
 ENVIRONMENT = {"kind": "gymnasium", "id": "CartPole-v1"}
@@ -893,6 +895,41 @@ def test_only_an_ended_job_is_deleted_and_its_checkpoints_stay(database: Databas
             assert session.scalar(select(func.count()).select_from(table)) == 0
         kept = list(session.scalars(select(Checkpoint).order_by(Checkpoint.updates)))
         assert [(row.updates, row.job_id) for row in kept] == [(0, None), (700, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_lease_that_cannot_be_taken_yet_is_not_said_to_be_reaped(
+    database: Database, new_job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "server")
+    job = new_job()
+    claim(database, lease_seconds=-1)
+    stopped, tried = threading.Event(), threading.Semaphore(0)
+    reaper = threading.Thread(target=reap_until, args=(stopped, database), name="reaper")
+
+    def committed(_: Any) -> None:
+        if threading.current_thread() is reaper:
+            tried.release()
+
+    patient = Database(database.url.render_as_string(hide_password=False), lease_seconds=600)
+    sqlalchemy.event.listen(Engine, "commit", committed)
+    try:
+        with patient.write() as session:
+            session.scalars(select(Job).where(Job.id == job.id).with_for_update()).one()
+            reaper.start()
+            assert all(tried.acquire(timeout=60) for _ in range(2))
+            assert not [record for record in caplog.records if record.getMessage() == "leases_reaped"]
+        assert tried.acquire(timeout=60)
+        while job_of(database, job.id).status != "queued":
+            assert tried.acquire(timeout=60)
+    finally:
+        stopped.set()
+        reaper.join()
+        patient.dispose()
+        sqlalchemy.event.remove(Engine, "commit", committed)
+    (line,) = [record for record in caplog.records if record.getMessage() == "leases_reaped"]
+    assert line.__dict__["fields"] == {"jobs": 1}
 
 
 # --- writes and claims whose answer was lost -------------------------------------------------------------------------

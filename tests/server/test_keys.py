@@ -1,5 +1,11 @@
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from server.database import Database, now
 from server.errors import NotFound
@@ -102,3 +108,53 @@ def test_use_is_noted_to_the_minute(database: Database) -> None:
     with database.write() as session:
         session.execute(update(ApiKey).values(last_used_at=now(-61)))
     assert used_at() != first
+
+
+# --- several programs that start at once -----------------------------------------------------------------------------
+
+
+def at_once(database: Database, make: Callable[[Session], Any]) -> list[Any]:
+    """What eight programs that start at once get."""
+    others = [Database(database.url.render_as_string(hide_password=False)) for _ in range(8)]
+    barrier = threading.Barrier(len(others))
+
+    def start(other: Database) -> Any:
+        other.ping()
+        barrier.wait(60)
+        with other.write() as session:
+            return make(session)
+
+    with ThreadPoolExecutor(len(others)) as threads:
+        made = list(threads.map(start, others))
+    for other in others:
+        other.dispose()
+    return made
+
+
+def test_of_several_first_starts_at_once_one_makes_a_key(database: Database) -> None:
+    for _ in range(3):
+        made = at_once(database, lambda session: store.create_first(session, "first start"))
+        assert sum(found is not None for found in made) == 1
+        with database.write() as session:
+            (row,) = session.scalars(select(ApiKey)).all()
+            session.delete(row)
+
+
+def test_several_starts_at_once_with_the_same_secret_make_one_key(database: Database) -> None:
+    at_once(database, lambda session: store.ensure(session, SECRET, "PGENGINE_API_KEY"))
+    with database.read() as session:
+        assert len(session.scalars(select(ApiKey)).all()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_several_servers_that_start_at_once_on_nothing_show_one_key(
+    request: pytest.FixtureRequest, start: Any, kind: str
+) -> None:
+    url = request.getfixturevalue(f"{kind}_url")
+    servers = [start("serve", "--port", "0", PGENGINE_WORKERS="0", PGENGINE_DATABASE_URL=url) for _ in range(3)]
+    said = [server.wait_for(r"^key +(.*)", timeout=200.0).group(1) for server in servers]
+    assert sum("shown only now" in one for one in said) == 1
+    assert sum("shown at the first start" in one for one in said) == 2
+    for server in servers:
+        assert server.end() == 0
