@@ -301,7 +301,7 @@ class InternalError(ApiError):
 
 
 class Unavailable(ApiError):
-    """The database does not answer, has another revision, or the server is shutting down."""
+    """The database does not answer, has another revision or is busy with others, or the server is shutting down."""
 
     status = 503
     code = "unavailable"
