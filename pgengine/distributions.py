@@ -26,6 +26,7 @@ __all__ = [
     "Distribution",
     "MultiSoftmax",
     "Softmax",
+    "box_is_near_one",
     "namespace",
     "open_distribution",
 ]
@@ -319,8 +320,31 @@ def _log_sigmoid(x: Array) -> Array:
     return 0.5 * (x - xp.abs(x)) - xp.log1p(xp.exp(-xp.abs(x)))
 
 
+WIDEST = 1e12  # bounds that lie farther apart are a way to say that there are none
+
+
+def box_is_near_one(space: BoxSpace) -> bool:
+    """Whether draws with mean 0 and deviation 0.5 suit every number of a box: bounds like -1 and 1, or none."""
+    low, high = box_bounds(space)
+    with np.errstate(invalid="ignore"):
+        middle, half = (low + high) / 2, (high - low) / 2
+    bounded = np.isfinite(low) & np.isfinite(high) & (half < WIDEST)
+    near = (np.abs(middle) <= half / 4) & (half >= 0.5) & (half <= 4.0)
+    return bool((near | ~bounded).all())
+
+
+def _scale_of_box(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width [D] of a box; 0 and 1 of a number without two bounds."""
+    with np.errstate(invalid="ignore"):
+        half = (high - low) / 2
+    bounded = np.isfinite(half) & (half < WIDEST)
+    return np.where(bounded, np.where(bounded, low, 0.0) + half, 0.0), np.where(bounded, half, 1.0)
+
+
 class DiagonalGaussian:
     """N(mu(s), diag sigma^2) over the raw sample; the box is reached by clipping or by tanh, outside the density.
+
+    With `unit: box` and clip a raw sample z is the action middle + half * z, of the bounds of each number that has two.
 
     The outputs are the mean [N, D]; of `sigma: head` they are [N, 2D], the mean and then what is added to
     log(initial_sigma).
@@ -347,6 +371,10 @@ class DiagonalGaussian:
         self._map = spec.action_map
         self._learned = spec.sigma == "learned"
         self._log_sigma = np.full(D, math.log(spec.initial_sigma), dtype=np.float32)
+        self._whole = self._dtype.kind in "iu"  # each whole number gets its share of the line
+        self._from: np.ndarray = self._low - 0.5 if self._whole else self._low
+        self._to: np.ndarray = self._high + 0.5 if self._whole else self._high
+        self._scale = _scale_of_box(self._from, self._to) if (spec.unit, self._map) == ("box", "clip") else None
         if self._map == "tanh" and not np.isfinite(self._high - self._low).all():
             raise SpecError(
                 "/distribution/action_map", "unbounded_action", "expected clip: the action space has no bounds"
@@ -385,13 +413,11 @@ class DiagonalGaussian:
 
     def action(self, sample: np.ndarray) -> np.ndarray:
         """Samples brought into the box, [N, *shape]."""
-        whole = self._dtype.kind in "iu"  # each whole number gets its share of the line
-        low, high = (self._low - 0.5, self._high + 0.5) if whole else (self._low, self._high)
         if self._map == "clip":
-            inside = np.clip(sample, low, high)
+            inside = np.clip(self._in_action_units(sample), self._from, self._to)
         else:
-            inside = low + (np.tanh(sample) + 1.0) * 0.5 * (high - low)
-        if whole:
+            inside = self._from + (np.tanh(sample) + 1.0) * 0.5 * (self._to - self._from)
+        if self._whole:
             exact = 2.0**53  # beyond it floats skip whole numbers
             inside = np.clip(np.rint(inside), np.maximum(self._low, -exact), np.minimum(self._high, exact))
         actions: np.ndarray = inside.astype(self._dtype).reshape(len(sample), *self._shape)
@@ -404,8 +430,22 @@ class DiagonalGaussian:
         if self._map == "tanh":
             at_bound: np.ndarray = np.abs(np.tanh(sample)) > 0.999
             return at_bound
-        outside: np.ndarray = (sample <= self._low) | (sample >= self._high)
+        reached = self._in_action_units(sample)
+        outside: np.ndarray = (reached <= self._low) | (reached >= self._high)
         return outside
+
+    def _in_action_units(self, sample: np.ndarray) -> np.ndarray:
+        if self._scale is None:
+            return sample
+        middle, half = self._scale
+        scaled: np.ndarray = middle + half * sample
+        return scaled
+
+    def draws_alike(self, other: "DiagonalGaussian") -> bool:
+        """Whether the same raw draw is the same action in both, so that their densities can be compared."""
+        kept, others = self._scale, other._scale
+        same = (kept is None) == (others is None) and (kept is None or np.array_equal(kept, others or ()))
+        return self._map == other._map and same
 
     def log_prob(self, parameters: dict[str, Array], outputs: Array, sample: Array) -> Array:
         """Log-density [N] of the raw samples, summed over the dimensions of the action."""

@@ -6,7 +6,7 @@ What is stored is what comes out of here, so that a later change of a default ch
 import numpy as np
 from jaxtyping import Float
 
-from pgengine.distributions import open_distribution
+from pgengine.distributions import box_is_near_one, open_distribution
 from pgengine.environments.episodes import EnvironmentFacts
 from pgengine.errors import SpecError
 from pgengine.features import check_features
@@ -109,6 +109,8 @@ def resolve_policy(
         )
     if distribution is None:
         distribution = changes["distribution"] = _FITTING[facts.action_space.kind]()
+    if isinstance(distribution, GaussianSpec) and isinstance(facts.action_space, BoxSpace):
+        distribution = changes["distribution"] = _with_unit(distribution, facts.action_space)
     open_distribution(distribution, facts.action_space)
     if isinstance(policy, LinearPolicySpec | ScorePolicySpec):
         features = _policy_features(policy, facts, environment)
@@ -128,6 +130,14 @@ _FITTING: dict[str, type[SoftmaxSpec | BernoulliSpec | GaussianSpec]] = {
     "multi_binary": BernoulliSpec,
     "box": GaussianSpec,
 }
+
+
+def _with_unit(distribution: GaussianSpec, space: BoxSpace) -> GaussianSpec:
+    """The Gaussian with its unit written out; a deviation that was given is one of the action, as it always was."""
+    said = {"initial_sigma", "unit"} & distribution.model_fields_set
+    fitting = "action" if said or box_is_near_one(space) else "box"
+    unit = distribution.unit if "unit" in said or distribution.action_map == "tanh" else fitting
+    return GaussianSpec(**distribution.model_dump() | {"unit": unit})
 
 
 def _policy_features(

@@ -42,7 +42,14 @@ from pgengine.optimizers import (
 from pgengine.policies import FORWARD_VERSION, Policy, check_behaviour, create_policy, rows_are_independent
 from pgengine.resolution import resolve
 from pgengine.rollout import Batch, rollout
-from pgengine.spec import AlgorithmSpec, MixtureBehaviourSpec, OlderBehaviourSpec, PolicyBehaviourSpec, TrainingSpec
+from pgengine.spec import (
+    AlgorithmSpec,
+    GaussianSpec,
+    MixtureBehaviourSpec,
+    OlderBehaviourSpec,
+    PolicyBehaviourSpec,
+    TrainingSpec,
+)
 from pgengine.states import Progress, RunState, StoppedBy, spec_hash
 
 __all__ = ["StepRecord", "Update", "runtime_fingerprint", "train"]
@@ -193,7 +200,9 @@ class _Run:
         self.algorithm = spec.algorithm
         self.environment = environment
         self.device = _device(spec.device)
-        if self.last is not None and self.last.spec_hash not in (None, spec_hash(spec)):
+        # a default that has changed since the state was made does not part it from its run
+        kept = None if self.last is None else _as_kept(spec, self.last.policy)
+        if self.last is not None and self.last.spec_hash not in (None, spec_hash(spec), spec_hash(kept or spec)):
             raise CheckpointError("the state belongs to a run with another spec; only stop may differ")
         start = self.last.policy if self.last is not None else policy
         start = start or create_policy(spec.policy, spec.environment, environment.facts, seed=spec.seed)
@@ -489,6 +498,15 @@ class _Run:
             continues=self.continues,
             watch=self.watch,
         ).to_bytes()
+
+
+def _as_kept(spec: TrainingSpec, policy: Policy) -> TrainingSpec:
+    """The spec with the unit of the Gaussian that a policy was made with."""
+    said, kept = spec.policy.distribution, policy.spec.distribution
+    if not isinstance(said, GaussianSpec) or not isinstance(kept, GaussianSpec):
+        return spec
+    distribution = said.model_copy(update={"unit": kept.unit})
+    return spec.model_copy(update={"policy": spec.policy.model_copy(update={"distribution": distribution})})
 
 
 def _given(

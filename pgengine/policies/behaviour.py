@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from pgengine.distributions import DiagonalGaussian
+from pgengine.errors import SpecError
 from pgengine.policies.policy import Policy
 from pgengine.resolution import check_ratio_variance
 from pgengine.spec import AlgorithmSpec
@@ -28,8 +29,19 @@ def check_behaviour(
         offsets: Row at which each episode begins.
 
     Raises:
-        SpecError: `ratio_variance_unbounded`.
+        SpecError: `ratio_variance_unbounded`; `policy_does_not_fit` if the same draw is another action of theirs.
     """
+    acting, learning = behaviour.distribution, policy.distribution
+    if (
+        isinstance(acting, DiagonalGaussian)
+        and isinstance(learning, DiagonalGaussian)
+        and not learning.draws_alike(acting)
+    ):
+        raise SpecError(
+            "/algorithm/importance/behaviour",
+            "policy_does_not_fit",
+            "the acting policy's draws become actions in another way; take one with the same action_map and unit",
+        )
     sigmas = [_sigma(each, observations, offsets) for each in (policy, behaviour)]
     if sigmas[0] is not None and sigmas[1] is not None:
         check_ratio_variance(algorithm, sigmas[0], sigmas[1])

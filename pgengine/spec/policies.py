@@ -57,9 +57,14 @@ class GaussianSpec(Spec):
     """Whether the standard deviation stays as it is, is a parameter of its own for each dimension, or is an output of
     the network beside the mean."""
     initial_sigma: Annotated[float, Field(ge=1e-3, le=100.0)] = 0.5
-    """Standard deviation at the start: with clip in units of the action, with tanh before squashing."""
+    """Standard deviation at the start: with clip in the `unit` of a draw, with tanh before squashing."""
     action_map: Literal["clip", "tanh"] = "clip"
     """How a draw becomes an action inside the box; outside the density, so the score is taken at the raw draw."""
+    unit: Literal["action", "box"] = "action"
+    """What a draw is measured in, with clip: in the numbers of the action, or in those of the box, in which 0 is the
+    middle between two bounds and 1 half their distance. A number without two bounds is measured in its own. Left out
+    together with `initial_sigma`: box, unless all actions have bounds like -1 and 1: a middle near 0, and not farther
+    than 4 and not nearer than 0.5 to it; or none at all."""
 
 
 DistributionSpec = Annotated[SoftmaxSpec | BernoulliSpec | GaussianSpec, Field(discriminator="kind")]
