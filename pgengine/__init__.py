@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pgengine.explaining import Explanation, Recorded, explain
     from pgengine.findings import Finding
     from pgengine.labels import Label, label
+    from pgengine.notices import Notice, notices_of
     from pgengine.policies import Acted, Policy, create_policy, load
     from pgengine.resolution import resolve
     from pgengine.score_function import (
@@ -93,6 +94,7 @@ _HOME = {
     "Lqr": "environments",
     "LqrSpec": "spec",
     "MlpPolicySpec": "spec",
+    "Notice": "notices",
     "ObservationError": "errors",
     "PgengineError": "errors",
     "Policy": "policies",
@@ -120,6 +122,7 @@ _HOME = {
     "explain": "explaining",
     "label": "labels",
     "load": "policies",
+    "notices_of": "notices",
     "open_environment": "environments",
     "optimal_plan": "exact",
     "optimal_values": "exact",
@@ -153,6 +156,7 @@ __all__ = [
     "Lqr",
     "LqrSpec",
     "MlpPolicySpec",
+    "Notice",
     "ObservationError",
     "PgengineError",
     "Policy",
@@ -180,6 +184,7 @@ __all__ = [
     "explain",
     "label",
     "load",
+    "notices_of",
     "open_environment",
     "optimal_plan",
     "optimal_values",

@@ -130,15 +130,42 @@ def read_space(space: Any, what: str) -> Space:
         )
         if box.size <= MAX_OBSERVATION_SIZE:
             return box
+        smaller = ""
+        if what == "observation" and len(space.shape) in (2, 3):
+            smaller = (
+                "; register the environment wrapped in gymnasium.wrappers.ResizeObservation or GrayscaleObservation"
+            )
         raise SpecError(
-            "/id", "unsupported_space", f"the {what} space has {box.size} numbers; at most {MAX_OBSERVATION_SIZE}"
+            "/id",
+            "unsupported_space",
+            f"the {what} space has {box.size} numbers, and at most {MAX_OBSERVATION_SIZE} are supported{smaller}",
         )
     raise SpecError(
         "/id",
         "unsupported_space",
         f"the {what} space is {type(space).__name__}; supported are Discrete, Box, and MultiDiscrete and MultiBinary "
-        f"of one axis with at most {MOST_COMPONENTS} components and {MOST_VALUES} values",
+        f"of one axis with at most {MOST_COMPONENTS} components and {MOST_VALUES} values; {_wrapper_for(space, what)}",
     )
+
+
+def _wrapper_for(space: Any, what: str) -> str:
+    """Which wrapper makes an environment with a space that is not supported one that is."""
+    from gymnasium import spaces
+
+    if what == "action":
+        return (
+            "register the environment in a gymnasium.ActionWrapper that takes one of these and makes the action of it"
+        )
+    try:
+        flat = spaces.flatten_space(space)
+    except (NotImplementedError, ValueError, TypeError):
+        flat = None
+    if isinstance(flat, spaces.Box) and 1 <= math.prod(flat.shape) <= MAX_OBSERVATION_SIZE:
+        return (
+            "register the environment wrapped in gymnasium.wrappers.FlattenObservation, which makes it a Box of "
+            f"{math.prod(flat.shape)} numbers"
+        )
+    return "register the environment in a gymnasium.ObservationWrapper that makes one of these of the observation"
 
 
 def _few(nvec: np.ndarray) -> bool:

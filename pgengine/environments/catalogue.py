@@ -4,12 +4,16 @@ Registered as `pgengine/…-v0`. The engine reads them into finite MDPs; played 
 table with a generator of their own. Episode limits are those of the registered ids.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
+from pydantic import Field
 
 __all__ = ["Aliased", "Bandit", "Chain", "GridWorld", "TMaze", "TableWorld"]
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Side = Annotated[int, Field(ge=1, le=16)]
 
 Outcomes = list[tuple[float, int, float, bool]]
 """(probability, next state, reward, whether the episode ends) of everything that may follow an action."""
@@ -90,7 +94,9 @@ class Bandit(TableWorld):
     Known answer: the last arm is best, and J = 1/2 + spread / 2; a uniform policy has J = 1/2.
     """
 
-    def __init__(self, arms: int = 5, spread: float = 0.8, render_mode: str | None = None) -> None:
+    def __init__(
+        self, arms: Annotated[int, Field(ge=2, le=256)] = 5, spread: Share = 0.8, render_mode: str | None = None
+    ) -> None:
         """Builds the table.
 
         Args:
@@ -125,7 +131,12 @@ class Chain(TableWorld):
     chain.
     """
 
-    def __init__(self, states: int = 5, slip: float = 0.1, render_mode: str | None = None) -> None:
+    def __init__(
+        self,
+        states: Annotated[int, Field(ge=2, le=100)] = 5,
+        slip: Share = 0.1,
+        render_mode: str | None = None,
+    ) -> None:
         """Builds the table.
 
         Args:
@@ -161,7 +172,7 @@ class GridWorld(TableWorld):
     dynamic programming; the limit of 100 steps does not matter).
     """
 
-    def __init__(self, rows: int = 4, columns: int = 4, slip: float = 0.0, render_mode: str | None = None) -> None:
+    def __init__(self, rows: Side = 4, columns: Side = 4, slip: Share = 0.0, render_mode: str | None = None) -> None:
         """Builds the table.
 
         Args:
@@ -236,7 +247,7 @@ class TMaze(TableWorld):
     Source: Bakker, Reinforcement learning with long short-term memory, 2001, the T-maze.
     """
 
-    def __init__(self, length: int = 4, render_mode: str | None = None) -> None:
+    def __init__(self, length: Annotated[int, Field(ge=1, le=50)] = 4, render_mode: str | None = None) -> None:
         """Builds the table.
 
         Args:

@@ -39,6 +39,9 @@ class EnvironmentFacts(Spec):
     """Mean return at which the registered id counts as solved."""
     exact: Literal["finite_mdp", "lqr"] | None = None
     """What exact answers are known by, if they are."""
+    repeatable: bool = True
+    """False if the same episodes, begun with the same seeds and played with the same actions, were seen to differ:
+    such an environment draws from a generator that its seed does not set, or keeps something from earlier episodes."""
     state_names: list[str] | None = None
     """What people call the observations of a finite MDP."""
     action_names: list[str] | None = None

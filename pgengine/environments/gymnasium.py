@@ -6,49 +6,30 @@ would depend on its neighbours. The episode limit is ours: it is counted here, a
 out.
 """
 
-import copy
 import inspect
-from contextlib import suppress
-from threading import Lock
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt64
 
+from pgengine.environments.arguments import constructor_arguments
 from pgengine.environments.episodes import EnvironmentFacts, Step
+from pgengine.environments.registry import making, registered
+from pgengine.environments.returned import Returned, UnclearReturn
 from pgengine.errors import EnvironmentFailure, SpecError
-from pgengine.spaces import array_dtype, array_shape, inside, read_space
+from pgengine.spaces import array_dtype, array_shape, read_space
 from pgengine.spec import GymnasiumSpec
 
-__all__ = ["GymnasiumEpisodes", "register_own_ids"]
+__all__ = ["GymnasiumEpisodes"]
 
 # ids whose episodes never terminate, so that the limit fixes their length (read off their step functions)
 NEVER_TERMINATES = frozenset({"Pendulum-v1", "pgengine/Particle-v0", "pgengine/ParticleContinuous-v0"})
 
-# ids of this package: where the class is, and the episode limit
-OWN_IDS: dict[str, tuple[str, int]] = {
-    "pgengine/Aliased-v0": ("pgengine.environments.catalogue:Aliased", 200),
-    "pgengine/Bandit-v0": ("pgengine.environments.catalogue:Bandit", 1),
-    "pgengine/Chain-v0": ("pgengine.environments.catalogue:Chain", 100),
-    "pgengine/GridWorld-v0": ("pgengine.environments.catalogue:GridWorld", 100),
-    "pgengine/Particle-v0": ("pgengine.environments.particle:Particle", 50),
-    "pgengine/ParticleContinuous-v0": ("pgengine.environments.particle:ContinuousParticle", 50),
-    "pgengine/TMaze-v0": ("pgengine.environments.catalogue:TMaze", 100),
-}
-_registering = Lock()
-
-
-def register_own_ids() -> None:
-    """Makes this package's environments known to Gymnasium, so that `gymnasium.make` finds them, too.
-
-    Called before an id is looked up; calling it again changes nothing.
-    """
-    import gymnasium
-
-    with _registering:
-        for name, (entry_point, limit) in OWN_IDS.items():
-            if name not in gymnasium.registry:
-                gymnasium.register(name, entry_point=entry_point, max_episode_steps=limit)
+SEED_SHIFTS = (1, 32, 33)
+"""Bits of a word of noise that are left out of the seed of an episode: the seed has 63 bits, or 32 or 31 where `reset`
+takes no larger one, as numpy.random.seed and integers of C do not."""
 
 
 class GymnasiumEpisodes:
@@ -62,33 +43,34 @@ class GymnasiumEpisodes:
                 supported.
         """
         self.spec = spec
-        self._registered = _registered(spec)
+        self._registered = registered(spec)
+        self._arguments: dict[str, Any] = {}
+        if spec.arguments:
+            with making(spec):
+                self._arguments = constructor_arguments(self._registered).converted(spec.id, spec.arguments)
         self._pool: list[Any] = [self._make()]
-        self.facts = self._describe(self._pool[0])
-        self._observation_shape = array_shape(self.facts.observation_space)
-        self._observation_dtype = array_dtype(self.facts.observation_space)
+        try:
+            self.facts = self._describe(self._pool[0])
+        except SpecError:
+            self.close()
+            raise
+        self._returned = Returned(self.facts.observation_space)
+        self._seed_shift = SEED_SHIFTS[0]
         self._live: list[Any] = []
         self._steps = 0
 
     def _make(self) -> Any:
         import gymnasium
 
-        try:
-            made = gymnasium.make(
-                self._registered, max_episode_steps=-1, disable_env_checker=True, **self.spec.arguments
-            )
-        except Exception as error:
-            # what our own constructors say is meant for the caller; that of others may say anything
-            reason = str(error) if self.spec.id in OWN_IDS else f"its constructor raised {type(error).__name__}"
-            raise SpecError(
-                "/arguments" if self.spec.arguments else "/id",
-                "environment_not_made",
-                f"{self.spec.id} could not be made: {reason}",
-            ) from error
+        with making(self.spec):
+            made = gymnasium.make(self._registered, max_episode_steps=-1, disable_env_checker=True, **self._arguments)
         _quicken(made.unwrapped)
         return made
 
     def _describe(self, environment: Any) -> EnvironmentFacts:
+        # a space that is not supported is said first: no limit would help
+        observation_space = read_space(environment.observation_space, "observation")
+        action_space = read_space(environment.action_space, "action")
         limit = self.spec.max_episode_steps or self._own_limit
         if limit is None:
             raise SpecError(
@@ -97,8 +79,8 @@ class GymnasiumEpisodes:
                 f"{self.spec.id} has no episode limit of its own; give max_episode_steps, it is part of the objective",
             )
         return EnvironmentFacts(
-            observation_space=read_space(environment.observation_space, "observation"),
-            action_space=read_space(environment.action_space, "action"),
+            observation_space=observation_space,
+            action_space=action_space,
             max_episode_steps=limit,
             limit_from="id" if self.spec.max_episode_steps is None else "declared",
             fixed_steps=limit if self.spec.id in NEVER_TERMINATES else None,
@@ -126,14 +108,39 @@ class GymnasiumEpisodes:
             self._pool.append(self._make())
         self._live = self._pool[: len(noise)]
         self._steps = 0
-        observations = self._room()
+        words: list[int] = noise.tolist()
         try:
-            for lane, (environment, word) in enumerate(zip(self._live, noise.tolist(), strict=True)):
-                observations[lane] = self._shaped(environment.reset(seed=word >> 1)[0])
-        except (Exception, SystemExit) as error:
-            raise self._failure("reset", error) from error
-        self._check(observations)
+            return self._reset(words)
+        except EnvironmentFailure:
+            shift = self._shift_of_smaller_seeds(max(words))
+            if shift is None:
+                raise
+            self._seed_shift = shift
+        return self._reset(words)
+
+    def _reset(self, words: list[int]) -> Shaped[np.ndarray, "K ..."]:
+        observations = self._room()
+        with self._failing("reset"):
+            for lane, (environment, word) in enumerate(zip(self._live, words, strict=True)):
+                observations[lane] = self._returned.reset(environment.reset(seed=word >> self._seed_shift))
+        self._check("reset", observations)
         return observations
+
+    def _shift_of_smaller_seeds(self, word: int) -> int | None:
+        """How many bits of each word to leave out, if it is the size of the seed that `reset` does not take."""
+
+        def takes(shift: int) -> bool:
+            try:
+                self._pool[0].reset(seed=word >> shift)
+            except (Exception, SystemExit):  # noqa: BLE001  why, was kept when it was raised the first time
+                return False
+            return True
+
+        for shift in SEED_SHIFTS:
+            # each asked twice, so that what fails now and then is not taken for a matter of seeds
+            if shift > self._seed_shift and takes(shift) and takes(shift):
+                return None if takes(self._seed_shift) or takes(self._seed_shift) else shift
+        return None
 
     def step(self, actions: Shaped[np.ndarray, "N ..."], noise: Float[np.ndarray, "N U"] | None) -> Step:
         """Steps the instances one after the other."""
@@ -144,40 +151,44 @@ class GymnasiumEpisodes:
         truncated = np.zeros(N, dtype=bool)
         # numpy integers, not Python ones: Discrete.contains takes a slower path for the latter
         each = list(actions)
-        try:
-            for lane in range(N):
-                seen, rewards[lane], terminated[lane], truncated[lane], _ = self._live[lane].step(each[lane])
-                observations[lane] = self._shaped(seen)
-        # code of another project may raise anything, and may even try to leave
-        except (Exception, SystemExit) as error:
-            raise self._failure("step", error) from error
+        read = self._returned.step
+        with self._failing("step"):
+            for lane, environment in enumerate(self._live):
+                observations[lane], rewards[lane], terminated[lane], truncated[lane] = read(
+                    environment.step(each[lane])
+                )
         if not np.isfinite(rewards).all():
-            raise EnvironmentFailure(f"{self.spec.id} gave a reward that is not finite in step {self._steps}")
-        self._check(observations)
+            wrong = rewards[~np.isfinite(rewards)][0]
+            raise EnvironmentFailure(f"{self.spec.id} gave a reward that is not finite in step {self._steps}: {wrong}")
+        self._check("step", observations)
         self._steps += 1
         if self._steps >= self.facts.max_episode_steps:
             truncated[:] = True
         return Step(observations, rewards, terminated, truncated & ~terminated)
 
-    def _shaped(self, observation: Any) -> Any:
-        """The observation, unless numpy would stretch it to the shape that was promised."""
-        shape = observation.shape if type(observation) is np.ndarray else np.shape(observation)
-        if shape != self._observation_shape:
-            raise ValueError(f"an observation has shape {shape}, promised was {self._observation_shape}")
-        return observation
+    @contextmanager
+    def _failing(self, verb: str) -> Iterator[None]:
+        """What goes wrong inside, told with the place where it did."""
+        try:
+            yield
+        except UnclearReturn as error:
+            raise EnvironmentFailure(f"{self.spec.id}, step {self._steps}: {error}") from error
+        # code of another project may raise anything, and may even try to leave
+        except (Exception, SystemExit) as error:
+            advice = _without_seed(self._pool[0]) if verb == "reset" and isinstance(error, TypeError) else ""
+            raise EnvironmentFailure(
+                f"{self.spec.id} raised {type(error).__name__} in {verb} at step {self._steps}: "
+                f"{str(error)[:300]}{advice}"
+            ) from error
 
-    def _check(self, observations: np.ndarray) -> None:
+    def _check(self, verb: str, observations: np.ndarray) -> None:
         """What numpy takes without a word and a policy could not read."""
-        if not inside(self.facts.observation_space, observations).all():
-            raise EnvironmentFailure(f"{self.spec.id} gave an observation outside of its space at step {self._steps}")
+        if wrong := self._returned.unreadable(observations):
+            raise EnvironmentFailure(f"{self.spec.id} gave {wrong}, in {verb} at step {self._steps}")
 
     def _room(self) -> np.ndarray:
-        return np.empty((len(self._live), *self._observation_shape), dtype=self._observation_dtype)
-
-    def _failure(self, verb: str, error: BaseException) -> EnvironmentFailure:
-        return EnvironmentFailure(
-            f"{self.spec.id} raised {type(error).__name__} in {verb} at step {self._steps}: {str(error)[:300]}"
-        )
+        space = self.facts.observation_space
+        return np.empty((len(self._live), *array_shape(space)), dtype=array_dtype(space))
 
     def keep(self, mask: Bool[np.ndarray, "N"]) -> None:
         """Goes on with the lanes of the mask."""
@@ -210,31 +221,12 @@ def _quicken(environment: Any) -> None:
             environment.action_space = QuickDiscrete(int(space.n), start=int(space.start))
 
 
-def _registered(spec: GymnasiumSpec) -> Any:
-    import gymnasium
-
-    if ":" in spec.id:  # Gymnasium would import the module before the colon
-        raise SpecError("/id", "unknown_environment", "expected the id of a registered environment, without a colon")
-    register_own_ids()
+def _without_seed(environment: Any) -> str:
+    """What to say of an environment whose `reset` takes no seed."""
     try:
-        registered = copy.deepcopy(gymnasium.spec(spec.id))
-    except gymnasium.error.Error as error:
-        raise SpecError("/id", "unknown_environment", f"no environment has the id {spec.id!r}: {error}") from error
-    registered.order_enforce = False
-    _check_arguments(registered, spec)
-    return registered
-
-
-def _check_arguments(registered: Any, spec: GymnasiumSpec) -> None:
-    from gymnasium.envs.registration import load_env_creator
-
-    if not spec.arguments:
-        return
-    creator = registered.entry_point if callable(registered.entry_point) else load_env_creator(registered.entry_point)
-    parameters = inspect.signature(creator).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for name in spec.arguments:
-        if name not in parameters:
-            known = ", ".join(sorted(parameters)) or "none"
-            raise SpecError(f"/arguments/{name}", "unknown_argument", f"{spec.id} takes {known}")
+        parameters = inspect.signature(environment.unwrapped.reset).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    if any(parameter.name == "seed" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return ""
+    return "; expected reset(*, seed=None, options=None), which begins an episode that the seed decides"

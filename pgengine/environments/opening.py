@@ -3,6 +3,7 @@
 from pgengine.environments.episodes import EnvironmentFacts, EpisodeEnvironment
 from pgengine.environments.gymnasium import GymnasiumEpisodes
 from pgengine.environments.lqr import Lqr
+from pgengine.environments.repeating import is_repeatable
 from pgengine.environments.tables import published_table
 from pgengine.environments.tabular import TabularMDP
 from pgengine.spec import EnvironmentSpec, GymnasiumSpec, LqrSpec, TabularSpec
@@ -39,7 +40,9 @@ def _open_registered(spec: GymnasiumSpec) -> EpisodeEnvironment:
 
 
 def describe(environment: EnvironmentSpec) -> EnvironmentFacts:
-    """What is known of an environment before an episode is played: spaces, episode limit, reward threshold.
+    """What is known of an environment before it is learned in: spaces, episode limit, reward threshold.
+
+    A registered environment that is no table is played for a few steps, to see whether a second time gives the same.
 
     Raises:
         SpecError: with a pointer from the root of the spec, if there is no such environment, an argument is
@@ -47,6 +50,8 @@ def describe(environment: EnvironmentSpec) -> EnvironmentFacts:
     """
     opened = open_environment(environment)
     try:
+        if isinstance(opened, GymnasiumEpisodes) and not is_repeatable(opened):
+            return opened.facts.model_copy(update={"repeatable": False})
         return opened.facts
     finally:
         opened.close()

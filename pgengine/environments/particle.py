@@ -5,7 +5,7 @@ Registered as `pgengine/Particle-v0` and `pgengine/ParticleContinuous-v0`; an ep
 Source: Bereyhi, chapter 5, the moving particle in its two variants, with features x(s, a) = [x, y, a].
 """
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import gymnasium
 import numpy as np
@@ -66,7 +66,7 @@ class Particle(_InTheSquare[np.int64]):
     and the optimum is -2.7378 with four directions (by dynamic programming) and -11/7 = -1.5714 with eight.
     """
 
-    def __init__(self, directions: int = 4, render_mode: str | None = None) -> None:
+    def __init__(self, directions: Literal[4, 8] = 4, render_mode: str | None = None) -> None:
         """Begins at the origin; `reset` draws the first position.
 
         Args:

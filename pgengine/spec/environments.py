@@ -1,12 +1,29 @@
 """What a policy can learn in."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, JsonValue
 
 from pgengine.spec.base import EpisodeLimit, Numbers, Probability, Spec, Table, Tables
 
 __all__ = ["EnvironmentSpec", "GymnasiumSpec", "LqrSpec", "TabularSpec"]
+
+
+MOST_VALUES = 10_000
+DEEPEST = 32
+
+
+def _bounded(arguments: dict[str, Any]) -> dict[str, Any]:
+    pending: list[tuple[Any, int]] = [(arguments, 0)]
+    seen = 0
+    while pending:
+        value, depth = pending.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise ValueError(f"expected at most {MOST_VALUES} values in all arguments, nested {DEEPEST} deep at most")
+        if isinstance(value, dict | list):
+            pending += [(one, depth + 1) for one in (value.values() if isinstance(value, dict) else value)]
+    return arguments
 
 
 class GymnasiumSpec(Spec):
@@ -20,8 +37,10 @@ class GymnasiumSpec(Spec):
     """Which kind of environment this is."""
     id: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\-/]+$", examples=["CartPole-v1"])]
     """Registered id such as `CartPole-v1`; an id with a colon would import a module and is refused."""
-    arguments: Annotated[dict[str, bool | int | float | str | None], Field(max_length=64)] = Field(default_factory=dict)
-    """Keyword arguments of the environment's constructor; only scalars."""
+    arguments: Annotated[dict[str, JsonValue], Field(max_length=64), AfterValidator(_bounded)] = Field(
+        default_factory=dict
+    )
+    """Keyword arguments of the environment's constructor: JSON values, at most 10,000 in all."""
     max_episode_steps: EpisodeLimit | None = None
     """Episode limit in environment steps; null takes the id's own. It is part of the objective."""
 

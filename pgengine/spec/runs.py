@@ -73,7 +73,8 @@ class TrainingSpec(Spec):
     """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none. They cost
     time and change no bit of the training."""
     seed: Seed = 0
-    """Every random number of the run is derived from it."""
+    """Every random number that the engine draws is derived from it, and the seed of each episode, too; an environment
+    that draws from elsewhere has `repeatable: false`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where updates are computed; auto takes a GPU if there is one."""
 

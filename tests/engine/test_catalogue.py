@@ -137,11 +137,19 @@ def test_the_cue_is_seen_at_the_beginning_alone() -> None:
     assert (seen[-1].rewards == 1.0).all()
 
 
-@pytest.mark.parametrize(("id", "arguments"), [
-    ("Bandit", {"arms": 1}), ("Bandit", {"spread": 1.5}), ("Chain", {"states": 101}), ("Chain", {"slip": -0.1}),
-    ("GridWorld", {"rows": 17}), ("GridWorld", {"rows": 1, "columns": 1}), ("TMaze", {"length": 0}),
+@pytest.mark.parametrize(("id", "name", "value"), [
+    ("Bandit", "arms", 1), ("Bandit", "spread", 1.5), ("Chain", "states", 101), ("Chain", "slip", -0.1),
+    ("GridWorld", "rows", 17), ("TMaze", "length", 0),
 ])  # fmt: skip
-def test_arguments_out_of_range_are_refused(id: str, arguments: dict[str, float]) -> None:
+def test_arguments_out_of_range_are_refused(id: str, name: str, value: float) -> None:
     with pytest.raises(pgengine.SpecError) as error:
-        world(id, **arguments)
+        world(id, **{name: value})
+    assert (error.value.pointer, error.value.code) == (f"/arguments/{name}", "argument_value")
+    with pytest.raises(ValueError, match="expected"):
+        gymnasium.make(f"pgengine/{id}-v0", disable_env_checker=True, **{name: value})
+
+
+def test_arguments_that_do_not_fit_together_are_refused_by_the_constructor() -> None:
+    with pytest.raises(pgengine.SpecError, match="two cells") as error:
+        world("GridWorld", rows=1, columns=1)
     assert (error.value.pointer, error.value.code) == ("/arguments", "environment_not_made")

@@ -37,9 +37,10 @@ def test_facts_of_a_registered_environment() -> None:
 @pytest.mark.parametrize(("spec", "pointer", "code"), [
     (GymnasiumSpec(id="NoSuchThing-v1"), "/id", "unknown_environment"),
     (GymnasiumSpec(id="CliffWalking-v1"), "/max_episode_steps", "episode_limit_missing"),
-    (GymnasiumSpec(id="Blackjack-v1", max_episode_steps=10), "/id", "unsupported_space"),
+    (GymnasiumSpec(id="Blackjack-v1"), "/id", "unsupported_space"),
     (GymnasiumSpec(id="CartPole-v1", arguments={"gravity": 9}), "/arguments/gravity", "unknown_argument"),
-    (GymnasiumSpec(id="FrozenLake-v1", arguments={"map_name": "9x9"}), "/arguments", "environment_not_made"),
+    (GymnasiumSpec(id="FrozenLake-v1", arguments={"map_name": "9x9"}), "/arguments/map_name", "argument_value"),
+    (GymnasiumSpec(id="FrozenLake-v1", arguments={"desc": ["SF", "G"]}), "/arguments", "environment_not_made"),
 ])  # fmt: skip
 def test_an_environment_that_cannot_be_had_is_named(spec: GymnasiumSpec, pointer: str, code: str) -> None:
     with pytest.raises(pgengine.SpecError) as error:

@@ -169,7 +169,6 @@ def test_a_class_of_ones_own_is_read_if_it_says_that_its_table_is_all() -> None:
     GymnasiumSpec(id="CartPole-v1"),
     toy("Taxi-v4", fickle_passenger=True),
     toy("FrozenLake-v1", map_name=None),
-    toy("FrozenLake-v1", success_rate=1.5),
 ], ids=lambda spec: spec.id)  # fmt: skip
 def test_what_does_more_than_its_table_is_played_by_gymnasium(spec: GymnasiumSpec) -> None:
     assert read_table(spec) is None
