@@ -139,9 +139,9 @@ class Settings(BaseSettings):
 
     # --- which environments there are
     environments: Names = Field(default_factory=list)
-    """Gymnasium ids that may be used beside the built-in allow-list, comma-separated."""
+    """Gymnasium ids that may be used beside the built-in allow-list, comma-separated; `my/*` is a pattern of ids."""
     environment_modules: Names = Field(default_factory=list)
-    """Modules imported at the start because they register environments, comma-separated."""
+    """Modules that are imported at the start, comma-separated; every environment that they register is allowed."""
 
     # --- what is told
     log_level: Level = "info"

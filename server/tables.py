@@ -159,6 +159,8 @@ class Job(NamingBase):
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoint.id", ondelete="RESTRICT", use_alter=True))
     spec: Mapped[dict[str, Any]]
     label: Mapped[dict[str, Any]]
+    # {code, message} each; NULL of a job that an earlier version has stored
+    notices: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonValue)
     status: Mapped[str] = mapped_column(String(32), default="queued")
     attempt: Mapped[int] = mapped_column(default=1)
     max_attempts: Mapped[int]

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from pgengine.environments import EnvironmentFacts
 from pgengine.errors import SpecError
+from pgengine.notices import notices_of
 from pgengine.spaces import action_schema, observation_schema
 from pgengine.spec import EnvironmentSpec, LqrSpec, TabularSpec
 from server.database import Database
@@ -207,6 +208,8 @@ def _published(facts: EnvironmentFacts) -> dict[str, Any]:
         "exact": facts.exact,
         "state_names": facts.state_names,
         "action_names": facts.action_names,
+        "repeatable": facts.repeatable,
+        "notices": notices_of(facts),
     }
 
 
@@ -224,10 +227,12 @@ def _type_body(one: GymnasiumType) -> EnvironmentType:
     return EnvironmentType(
         kind="gymnasium",
         id=one.id,
-        observation_space=one.facts.observation_space,
-        action_space=one.facts.action_space,
+        available=one.facts is not None,
+        hint=one.hint,
+        observation_space=None if one.facts is None else one.facts.observation_space,
+        action_space=None if one.facts is None else one.facts.action_space,
         max_episode_steps=one.max_episode_steps,
-        reward_threshold=one.facts.reward_threshold,
+        reward_threshold=None if one.facts is None else one.facts.reward_threshold,
         arguments=one.arguments,
     )
 
@@ -239,6 +244,8 @@ def _own_type(kind: Literal["tabular", "lqr"]) -> EnvironmentType:
     return EnvironmentType(
         kind=kind,
         id=None,
+        available=True,
+        hint=None,
         observation_space=None,
         action_space=None,
         max_episode_steps=None,

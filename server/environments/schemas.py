@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, RootModel, Tag
 from pydantic_core import PydanticCustomError
 
+from pgengine.notices import Notice
 from pgengine.spaces import SpaceSpec
 from pgengine.spec import EnvironmentSpec
 from server.ids import EnvironmentId
@@ -133,6 +134,10 @@ class Environment(Answer):
     """What people call the observations of a finite MDP."""
     action_names: list[str] | None
     """What people call the actions."""
+    repeatable: bool
+    """False if the same seeds and actions were seen to give different episodes; runs then cannot be repeated."""
+    notices: list[Notice]
+    """What else is worth knowing of it."""
     created_at: datetime
     """When it was created."""
 
@@ -146,10 +151,14 @@ class EnvironmentType(Answer):
     """The `kind` to send."""
     id: str | None
     """The registered `id` to send, null for other kinds."""
+    available: bool
+    """Whether it can be made here."""
+    hint: str | None
+    """Why it cannot be made here and what to do, such as what to install; null if it can."""
     observation_space: SpaceSpec | None
-    """What an observation looks like; null where the request decides it."""
+    """What an observation looks like; null where the request decides it, or it cannot be made."""
     action_space: SpaceSpec | None
-    """What an action looks like; null where the request decides it."""
+    """What an action looks like; null where the request decides it, or it cannot be made."""
     max_episode_steps: int | None
     """Episode limit of the id; null where the request has to give one."""
     reward_threshold: float | None

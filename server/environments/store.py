@@ -13,9 +13,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from pgengine.environments import EnvironmentFacts, describe
+from pgengine.environments import EnvironmentFacts
 from pgengine.spec import EnvironmentSpec
 from server.database import JsonText, now
+from server.environments.making import made
 from server.environments.types import AllowList
 from server.errors import InUse, NotFound
 from server.ids import new_id
@@ -75,7 +76,7 @@ def described(session: Session, spec: EnvironmentSpec, *, allowed: AllowList) ->
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     content_hash = sha256(canonical.encode()).hexdigest()
     row = _with_hash(session, content_hash)
-    known = describe(spec) if row is None or _is_short(row) else facts_of(row)
+    known = allowed.described(spec) if row is None or _is_short(row) else facts_of(row)
     # the fields in their own order, as they are published
     text = JsonText(json.dumps(content, allow_nan=False, separators=(",", ":")))
     return Described(spec, known, text, content_hash)
@@ -90,6 +91,8 @@ def ensure(session: Session, environment: Described) -> tuple[Environment, bool]
     """
     row = _with_hash(session, environment.content_hash)
     if row is not None:
+        if _is_short(row):
+            row.facts = environment.facts.model_dump(mode="json")
         return row, False
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     new = session.scalar(
@@ -160,7 +163,7 @@ def facts_of(row: Environment) -> EnvironmentFacts:
 
 def current_facts_of(row: Environment) -> EnvironmentFacts:
     """What is known of the environment, found out again if an earlier version knew less when it was stored."""
-    return describe(spec_of(row)) if _is_short(row) else facts_of(row)
+    return made(spec_of(row)) if _is_short(row) else facts_of(row)
 
 
 def kind_of(row: Environment) -> Literal["gymnasium", "tabular", "lqr"]:
@@ -172,7 +175,9 @@ def kind_of(row: Environment) -> Literal["gymnasium", "tabular", "lqr"]:
 
 
 def _is_short(row: Environment) -> bool:
-    return "exact" not in row.facts
+    """Whether an earlier version, which did not look for as much, has stored it."""
+    played = row.facts["limit_from"] in ("id", "declared") and row.facts.get("exact") is None
+    return "exact" not in row.facts or (played and "repeatable" not in row.facts)
 
 
 def _with_hash(session: Session, content_hash: str) -> Environment | None:

@@ -5,27 +5,28 @@ engine's own; the operator adds others. The engine itself takes any id, because 
 client of the server cannot, and must not be able to.
 """
 
-import inspect
 import logging
 import re
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
-from threading import Lock
-from types import UnionType
+from threading import Lock, Thread
 from typing import Any
 
-from pgengine.environments import EnvironmentFacts, describe, register_own_ids
+from pgengine.environments import EnvironmentFacts, near_ids, register_own_ids
+from pgengine.environments.arguments import Arguments, constructor_arguments
+from pgengine.environments.registry import making
 from pgengine.errors import SpecError
 from pgengine.spec import EnvironmentSpec, GymnasiumSpec
+from server.environments.making import MAKE_SECONDS, in_time, made
 
 __all__ = ["AllowList", "GymnasiumType", "ModuleNotImported"]
 
 _BUILT_IN = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.", "pgengine.environments.")
-_SCALARS: dict[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-_REACHES_FILES = re.compile(r"path|file|dir(ectory)?$|url|module|class|callable|function")
-_REFUSED = frozenset({"self", "render_mode", "max_episode_steps", "disable_env_checker"})
+_REACHES_FILES = re.compile(r"path|file|dir(ectory)?$|url|module|class|callable|function", re.IGNORECASE)
+_REFUSED = frozenset({"render_mode"})
 
 _log = logging.getLogger(__name__)
 
@@ -39,44 +40,86 @@ class GymnasiumType:
 
     Attributes:
         id: The registered id.
-        arguments: JSON Schema of the arguments that its constructor takes.
         max_episode_steps: Episode limit of the id; None if the request has to give one.
-        facts: What is known of it with its own arguments, with a limit of one step where it has none.
+        arguments: JSON Schema of the arguments that its constructor takes.
+        facts: What is known of it with its own arguments, with a limit of one step where it has none; None if it cannot
+            be made here.
+        hint: Why it cannot be made here and what to do, for people; None if it can.
+        is_settled: Whether it would be no use to try again; what has only taken too long may be ready the next time.
     """
 
-    def __init__(self, environment_id: str) -> None:
+    def __init__(self, environment_id: str, seconds: float = MAKE_SECONDS) -> None:
         """Makes the environment once and reads it.
 
         Raises:
-            SpecError: if it cannot be made or a space is not supported.
+            SpecError: if no environment is registered with this id.
         """
         self.id = environment_id
         self.max_episode_steps: int | None = _registered(environment_id).max_episode_steps
-        self.arguments = argument_schema(environment_id)
+        self.arguments: dict[str, Any] = _schema({}, open_=False)
+        self.facts: EnvironmentFacts | None = None
+        self.hint: str | None = None
+        self.is_settled = True
         limit = 1 if self.max_episode_steps is None else None
-        self.facts: EnvironmentFacts = describe(GymnasiumSpec(id=environment_id, max_episode_steps=limit))
+        try:
+            self.facts = made(GymnasiumSpec(id=environment_id, max_episode_steps=limit), seconds)
+        except SpecError as error:
+            self.hint = error.message
+            self.is_settled = error.code != "environment_not_made" or error.__cause__ is not None
+        # of one that hangs nothing more is asked
+        with suppress(SpecError):
+            self.arguments = in_time(environment_id, lambda: argument_schema(environment_id), seconds)
 
 
 class AllowList:
-    """The environments of one server.
+    """The ids that may be used here, with what is known of them once it has been asked for.
 
-    Args:
-        ids: Ids beside the built-in ones.
-        modules: Modules that are imported now because they register environments.
-
-    Raises:
-        ModuleNotImported: if one of them cannot be.
+    Attributes:
+        ids: All of them, sorted: built in, named by the operator, and registered by the operator's modules.
     """
 
-    def __init__(self, ids: Iterable[str] = (), modules: Iterable[str] = ()) -> None:
-        for module in modules:
-            _import(module)
-        added = set(ids)
-        for environment_id in sorted(added):
-            _warn_of_unknown(environment_id)
-        self.ids: Sequence[str] = sorted(_built_in_ids() | added)
-        self._types: list[GymnasiumType] | None = None
+    def __init__(
+        self, ids: Iterable[str] = (), modules: Iterable[str] = (), *, make_seconds: float = MAKE_SECONDS
+    ) -> None:
+        """Imports the modules, and warns of every id of the operator's that cannot be used.
+
+        Args:
+            ids: Ids, or patterns of them such as `my/*`.
+            modules: What they register is allowed by that.
+            make_seconds: How long to wait for a constructor.
+
+        Raises:
+            ModuleNotImported: if one of the modules cannot be imported.
+        """
+        self._make_seconds = make_seconds
+        self._types: dict[str, GymnasiumType] = {}
         self._lock = Lock()
+        by_module = {environment_id for module in modules for environment_id in _registered_by(module)}
+        named = set(ids)
+        matched = {one for pattern in named if _is_pattern(pattern) for one in _matching(pattern)}
+        single = {one for one in named if not _is_pattern(one)}
+        self.ids: Sequence[str] = sorted(_built_in_ids() | by_module | matched | single)
+        self._warn(sorted(single))
+        # a module may register hundreds, which nobody has named one by one: the start does not wait for them
+        if others := sorted((by_module | matched) - single - _built_in_ids()):
+            Thread(target=self._warn, args=(others,), name="environments", daemon=True).start()
+
+    def _warn(self, ids: Sequence[str]) -> None:
+        for environment_id in ids:
+            try:
+                hint = self._type(environment_id).hint
+            except SpecError as error:
+                hint = error.message
+            if hint is not None:
+                _log.warning("%s cannot be used: %s", environment_id, hint)
+
+    def described(self, spec: EnvironmentSpec) -> EnvironmentFacts:
+        """What is known of an environment that this server makes.
+
+        Raises:
+            SpecError: if it cannot be made.
+        """
+        return made(spec, self._make_seconds)
 
     def check(self, spec: EnvironmentSpec) -> None:
         """Whether this server makes the environment.
@@ -87,42 +130,84 @@ class AllowList:
         if not isinstance(spec, GymnasiumSpec):
             return
         if spec.id not in self.ids:
+            near = near_ids(spec.id, self.ids)
+            there = f"; {' and '.join(near)} {'is' if len(near) == 1 else 'are'} there" if near else ""
             raise SpecError(
                 "/id",
                 "environment_not_allowed",
-                "This server does not offer an environment with this id; GET /v1/environment-types lists those it "
-                "offers, and its operator adds others with PGENGINE_ENVIRONMENTS.",
+                f"This server does not offer an environment with this id{there}. GET /v1/environment-types lists those "
+                "it offers, and its operator adds others with PGENGINE_ENVIRONMENTS.",
             )
-        _check_arguments(spec)
+        _registered(spec.id)
+        if spec.arguments:
+            in_time(spec.id, lambda: _check_arguments(spec), self._make_seconds)
 
     def types(self) -> list[GymnasiumType]:
-        """Every id that can be made here and whose spaces are supported; made once."""
+        """Every registered id that may be used, made once."""
+        return list(self._known())
+
+    def _known(self) -> Iterator[GymnasiumType]:
+        for environment_id in self.ids:
+            try:
+                yield self._type(environment_id)
+            except SpecError:
+                continue  # nothing registers it: there is nothing to tell of it
+
+    def _type(self, environment_id: str) -> GymnasiumType:
         with self._lock:
-            if self._types is None:
-                self._types = [found for environment_id in self.ids if (found := _type(environment_id)) is not None]
-            return self._types
+            known = self._types.get(environment_id)
+            if known is None or not known.is_settled:
+                known = self._types[environment_id] = GymnasiumType(environment_id, self._make_seconds)
+            return known
 
 
-def _import(module: str) -> None:
-    try:
-        import_module(module)
-    # it is the operator's code, and may fail in any way
-    except Exception as error:
-        raise ModuleNotImported(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+# --- which ids --------------------------------------------------------------------------------------------------------
+
+_by_module: dict[str, frozenset[str]] = {}
+_importing = Lock()
 
 
-def _warn_of_unknown(environment_id: str) -> None:
-    try:
-        _registered(environment_id)
-    except SpecError as error:
-        _log.warning("%s cannot be used: %s", environment_id, error.message)
+def _registered_by(module: str) -> frozenset[str]:
+    """Imports a module and tells which ids that registers; a module is imported once, and remembered with them."""
+    from gymnasium.envs.registration import registry
+
+    register_own_ids()
+    with _importing:
+        if module in _by_module:
+            return _by_module[module]
+        before = dict(registry)
+        try:
+            import_module(module)
+        # it is the operator's code, and may fail in any way
+        except (Exception, SystemExit) as error:
+            raise ModuleNotImported(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+        _by_module[module] = frozenset(
+            name
+            for name, spec in registry.items()
+            # something may have imported it before: then the entry points tell
+            if before.get(name) is not spec or _module_of(spec.entry_point).startswith(module + ".")
+        )
+        return _by_module[module]
 
 
-def _type(environment_id: str) -> GymnasiumType | None:
-    try:
-        return GymnasiumType(environment_id)
-    except SpecError:
-        return None
+def _module_of(entry_point: Any) -> str:
+    """Where a constructor is, with a dot behind it."""
+    named = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return f"{named}."
+
+
+def _is_pattern(text: str) -> bool:
+    return any(character in text for character in "*?[")
+
+
+def _matching(pattern: str) -> set[str]:
+    from gymnasium.envs.registration import registry
+
+    register_own_ids()
+    found = {name for name in registry if fnmatchcase(name, pattern)}
+    if not found:
+        _log.warning("%s in PGENGINE_ENVIRONMENTS fits no registered environment", pattern)
+    return found
 
 
 @cache
@@ -141,22 +226,19 @@ def _built_in_ids() -> frozenset[str]:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
-@cache
 def argument_schema(environment_id: str) -> dict[str, Any]:
-    """JSON Schema of the arguments that may be given: named parameters of the constructor that are scalars.
+    """JSON Schema of the arguments that may be given; whatever could reach a file, a module or a screen is left out.
 
-    Whatever could reach a file, a module or a screen is left out.
+    Raises:
+        SpecError: if no environment has this id, or what it needs is not installed.
     """
-    registered = _registered(environment_id)
-    creator = _creator(environment_id, registered.entry_point)
-    constructor = creator.__init__ if inspect.isclass(creator) else creator
-    properties = {}
-    for name, parameter in inspect.signature(constructor).parameters.items():
-        default = registered.kwargs.get(name, parameter.default)
-        types = _types_of(constructor, parameter, default)
-        if _may_be_given(parameter) and types:
-            properties[name] = _property(types, default)
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    arguments = _arguments(GymnasiumSpec(id=environment_id))
+    properties = {name: one.schema for name, one in arguments.parameters.items() if _may_be_given(name, one.schema)}
+    return _schema(properties, open_=arguments.unnamed)
+
+
+def _schema(properties: dict[str, Any], *, open_: bool) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": open_}
 
 
 def _registered(environment_id: str) -> Any:
@@ -168,62 +250,24 @@ def _registered(environment_id: str) -> Any:
         raise SpecError("/id", "environment_not_found", "No environment is registered with this id.") from error
 
 
-def _creator(environment_id: str, entry_point: Any) -> Any:
-    from gymnasium.envs.registration import load_env_creator
-
-    if not isinstance(entry_point, str):
-        return entry_point
-    try:
-        return load_env_creator(entry_point)
-    except ImportError as error:
-        message = f"{environment_id} needs a package that is not installed here."
-        raise SpecError("/id", "environment_not_made", message) from error
+def _arguments(spec: GymnasiumSpec) -> Arguments:
+    registered = _registered(spec.id)
+    with making(spec):
+        return constructor_arguments(registered)
 
 
-def _may_be_given(parameter: inspect.Parameter) -> bool:
-    named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return named and parameter.name not in _REFUSED and not _REACHES_FILES.search(parameter.name)
-
-
-def _types_of(constructor: Any, parameter: inspect.Parameter, default: Any) -> list[str]:
-    """JSON types of a parameter by its annotation, else by its default; [] if it is no scalar."""
-    try:
-        hint = typing.get_type_hints(constructor).get(parameter.name)
-    except (NameError, TypeError):  # an annotation that cannot be evaluated says nothing
-        hint = None
-    if hint is None or hint is Any:
-        hint = type(default)
-    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
-    if any(member not in _SCALARS for member in members) or set(members) == {type(None)}:
-        return []
-    names = {_SCALARS[member] for member in members}
-    if parameter.annotation is parameter.empty and names == {"integer"}:
-        # without an annotation a default of 0 says only that any number fits
-        return ["number"]
-    return sorted(names)
-
-
-def _property(types: list[str], default: Any) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
-    if isinstance(default, bool | int | float | str):
-        schema["default"] = default
-    return schema
+def _may_be_given(name: str, schema: dict[str, Any] | None = None) -> bool:
+    reaches = schema is not None and "path" in str(schema.get("format", schema.get("anyOf", "")))
+    return name not in _REFUSED and not _REACHES_FILES.search(name) and not reaches
 
 
 def _check_arguments(spec: GymnasiumSpec) -> None:
-    properties = argument_schema(spec.id)["properties"]
-    for name, value in spec.arguments.items():
-        pointer = f"/arguments/{name.replace('~', '~0').replace('/', '~1')}"
-        if name not in properties:
-            known = ", ".join(properties) or "none"
-            raise SpecError(pointer, "unknown_argument", f"{spec.id} takes no such argument; it takes: {known}.")
-        types = properties[name]["type"]
-        expected = [types] if isinstance(types, str) else types
-        if not any(_fits(value, one) for one in expected):
-            raise SpecError(pointer, "argument_type", f"Expected a value of type {' or '.join(expected)}.")
-
-
-def _fits(value: Any, name: str) -> bool:
-    if name == "number":
-        return type(value) in (int, float)
-    return _SCALARS[type(value)] == name
+    arguments = _arguments(spec)
+    offered = {name: one for name, one in arguments.parameters.items() if _may_be_given(name, one.schema)}
+    for name in spec.arguments:
+        if not _may_be_given(name):
+            pointer = f"/arguments/{name.replace('~', '~0').replace('/', '~1')}"
+            known = ", ".join(offered) or "none"
+            message = "this server takes no argument that could reach a screen, a file or code"
+            raise SpecError(pointer, "unknown_argument", f"{message}; {spec.id} takes: {known}")
+    Arguments(offered, arguments.unnamed).converted(spec.id, spec.arguments)

@@ -17,6 +17,7 @@ import pgengine
 from pgengine.errors import SpecError
 from pgengine.footprint import check_footprint
 from pgengine.labels import Label
+from pgengine.notices import Notice, notices_of
 from pgengine.policies import Policy, check_behaviour, load
 from pgengine.resolution import fill_in
 from pgengine.spec import AlgorithmSpec, PolicyBehaviourSpec, PolicySpec, TrainingSpec
@@ -190,6 +191,7 @@ class _Draft:
     policy: policies.Drawn | str
     spec: TrainingSpec
     label: Label
+    notices: list[Notice]
     behaviour_id: str | None
 
 
@@ -212,6 +214,7 @@ def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Re
         seed=body.seed,
         device=spec.device,
         label=draft.label,
+        notices=draft.notices,
         objective=draft.label.objective,
     )
     return Response(answer.model_dump_json(), media_type=JSON)
@@ -263,6 +266,7 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
         policy=policy,
         spec=spec,
         label=pgengine.label(spec, environment.facts),
+        notices=notices_of(environment.facts, spec.policy),
         behaviour_id=None if acting is None else acting.checkpoint_id,
     )
 
@@ -360,6 +364,7 @@ def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: 
         name=body.name,
         metadata=dict(body.metadata),
         checkpoint_id=draft.behaviour_id,
+        notices=[notice.model_dump(mode="json") for notice in draft.notices],
     )
 
 
@@ -558,6 +563,7 @@ def _body(row: Row, reason: store.QueueReason | None) -> TrainingJob:
         environment_id=row.environment_id,
         attempt=row.attempt,
         label=cast(Any, row.label),
+        notices=cast(Any, row.notices or []),
         diagnostics_every=row.spec.get("diagnostics_every", 0),
         **{name: row.spec[name] for name in ("algorithm", "stop", "evaluation", "seed", "device")},
         progress=Progress(updates=row.updates, env_steps=row.env_steps, episodes=row.episodes, fraction=row.fraction),

@@ -9,6 +9,7 @@ from pgengine.checking import GradientCheck
 from pgengine.explanations import Explanation
 from pgengine.findings import Finding
 from pgengine.labels import Label, Objective
+from pgengine.notices import Notice
 from pgengine.spec import (
     AlgorithmSpec,
     EvaluationSpec,
@@ -70,7 +71,8 @@ class TrainingJobCreate(Body):
     """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none. They cost
     time and change no bit of the training."""
     seed: Seed | None = None
-    """Every random number of the job is derived from it. Left out: drawn, and returned."""
+    """Every random number that the engine draws is derived from it, and the seed of each episode, too; an environment
+    that draws from elsewhere has `repeatable: false`. Left out: drawn, and returned."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where updates are computed; auto takes a GPU if there is one."""
     metadata: Metadata = Field(default_factory=dict)
@@ -154,6 +156,8 @@ class TrainingJob(Answer):
     """1, and one more after each crash of a worker."""
     label: Label
     """What the gradient estimate is, compared with the gradient of the objective."""
+    notices: list[Notice]
+    """What else is worth knowing of the policy in this environment; the first events tell it, too."""
     algorithm: AlgorithmSpec
     """How it learns, all defaults written out."""
     stop: StopSpec
@@ -163,7 +167,8 @@ class TrainingJob(Answer):
     diagnostics_every: int
     """Updates from one measurement of the gradient's noise and the exact figures to the next; 0 for none."""
     seed: int
-    """Every random number of the job is derived from it."""
+    """Every random number that the engine draws is derived from it, and the seed of each episode, too; an environment
+    that draws from elsewhere has `repeatable: false`."""
     device: Literal["auto", "cpu", "cuda"]
     """Where updates are computed."""
     progress: Progress
@@ -215,6 +220,8 @@ class TrainingJobValidation(Answer):
     """Where updates would be computed."""
     label: Label
     """What the gradient estimate would be, compared with the gradient of the objective."""
+    notices: list[Notice]
+    """What else is worth knowing of the policy in this environment."""
     objective: Objective
     """What the gradient would be a gradient of."""
 

@@ -167,6 +167,7 @@ def create(
     checkpoint_id: str | None = None,
     key_id: str | None = None,
     most_open: int | None = None,
+    notices: Sequence[dict[str, Any]] = (),
 ) -> Job:
     """Queue a job.
 
@@ -185,6 +186,7 @@ def create(
             training, or the one whose gradient is checked.
         key_id: Who asks for it.
         most_open: Most jobs of that key that have not ended, this one included; None for no bound.
+        notices: What is worth knowing before it is done, {code, message} each; the first events tell them, too.
 
     Raises:
         PolicyBusy: if another training job of the policy has not ended.
@@ -204,6 +206,7 @@ def create(
         checkpoint_id=checkpoint_id,
         spec={name: value for name, value in spec.items() if name != "environment"},
         label=label,
+        notices=list(notices),
         status="queued",
         attempt=1,
         max_attempts=max_attempts,
@@ -227,6 +230,8 @@ def create(
             raise policy_busy(at_work(session, policy_id)) from error
         raise
     history.emit(session, job, "status", _status_data(job), instant)
+    for notice in notices:
+        history.emit(session, job, "log", notice, instant)
     session.flush()
     return job
 

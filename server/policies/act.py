@@ -458,7 +458,8 @@ OPENAPI: dict[str, Any] = {
             },
             "description": (
                 "The action and its log-probability; of a softmax policy the probabilities, of a Gaussian policy mean, "
-                "sigma and the raw draw that the log-probability belongs to. For a batch the same in plural."
+                "sigma and the raw draw that the log-probability belongs to, "
+                "in the `unit` of the distribution. For a batch the same in plural."
             ),
             "content": {
                 "application/json": {

@@ -8,6 +8,7 @@ from fastapi import Body as JsonBody
 from sqlalchemy.orm import Session
 
 from pgengine.errors import SpecError
+from pgengine.notices import notices_of
 from pgengine.policies import load
 from pgengine.spaces import action_schema, observation_schema
 from pgengine.spec import TransformerPolicySpec
@@ -199,6 +200,7 @@ def _body(session: Session, row: Row) -> Policy:
         action_space=facts.action_space,
         observation_schema=observation_schema(facts.observation_space),
         action_schema=action_schema(facts.action_space),
+        notices=notices_of(facts, spec),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from pgengine.notices import Notice
 from pgengine.spaces import SpaceSpec
 from pgengine.spec import MlpPolicySpec, PolicySpec, Seed
 from server.environments.schemas import EnvironmentReference, id_or_inline
@@ -81,6 +82,8 @@ class Policy(PolicySummary):
     """JSON Schema of one action."""
     memory: int
     """How many observations it reads; above 1 it is asked with `history`, the newest observation last."""
+    notices: list[Notice]
+    """What is worth knowing of it in its environment."""
 
 
 class CheckpointParameters(Answer):

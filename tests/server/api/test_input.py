@@ -87,7 +87,7 @@ BAD_JOBS: list[tuple[str, Any, list[tuple[str, str]]]] = [
     (
         "an argument that is no scalar",
         {"environment": changed(CARTPOLE, arguments={"sutton_barto_reward": [True]})},
-        [("/environment/arguments/sutton_barto_reward", "no_alternative_fits")],
+        [("/environment/arguments/sutton_barto_reward", "argument_type")],
     ),
     (
         "an environment without an episode limit",

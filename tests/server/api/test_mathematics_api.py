@@ -119,8 +119,8 @@ def test_the_engines_own_ids_stand_beside_gymnasiums(api: Any, problem: Callable
     response = api.post("/v1/environments", TMAZE | {"arguments": {"width": 3}})
     problem(response, 422, "invalid_request", ("/arguments/width", "unknown_argument"))
     response = api.post("/v1/environments", TMAZE | {"arguments": {"length": 51}})
-    told = problem(response, 422, "invalid_request", ("/arguments", "environment_not_made"))
-    assert "expected a length from 1 to 50" in told["errors"][0]["message"]
+    told = problem(response, 422, "invalid_request", ("/arguments/length", "argument_value"))
+    assert told["errors"][0]["message"] == "expected a whole number from 1 to 50"
 
 
 def test_an_environment_that_an_earlier_version_has_kept_is_found_out_again(api: Any) -> None:
