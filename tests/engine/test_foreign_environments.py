@@ -195,7 +195,7 @@ def test_an_environment_that_sets_numpys_generator_is_trained() -> None:
     ("Rewarding", False), ("Ending", False),
 ])  # fmt: skip
 def test_an_environment_that_cannot_be_repeated_is_found_out(name: str, repeatable: bool) -> None:
-    # `Ending` shows nothing but when it ends: its 18 episodes, about, are alike by chance with probability (1/3)^18 = 3e-9
+    # `Ending` shows nothing but when it ends: its episodes, 18 or so, are alike by chance with probability 3e-9
     facts = pgengine.describe(foreign(name))
     assert facts.repeatable is repeatable
     assert [notice.code for notice in pgengine.notices_of(facts)] == ([] if repeatable else ["not_repeatable"])
