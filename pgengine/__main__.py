@@ -169,7 +169,7 @@ def _pointer(place: Sequence[str | int], inside: Any, *, missing: bool) -> str:
 
 
 def _policy(path: Path | None) -> Policy | None:
-    return None if path is None else pgengine.load(path.read_bytes())
+    return None if path is None else pgengine.load(path)
 
 
 def _behaviour(path: Path | None, algorithms: Iterable[AlgorithmSpec]) -> Policy | None:
@@ -315,7 +315,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(chosen: argparse.Namespace) -> None:
-    policy = pgengine.load(chosen.policy.read_bytes())
+    policy = pgengine.load(chosen.policy)
     environment = _environment(chosen)
     try:
         result = pgengine.evaluate(

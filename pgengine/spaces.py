@@ -282,8 +282,11 @@ def parse_observations(space: Space, values: list[Any]) -> np.ndarray:
     shape = tuple(space.shape)
     for row, value in enumerate(values):
         _check_numbers(value, shape, f"/{row}", shape)
-    if len(values) == 1 and len(shape) == 1 and min(values[0]) >= -LARGEST_FLOAT and max(values[0]) <= LARGEST_FLOAT:
-        return np.array(values, dtype=np.float32)  # the common case; what follows takes longer than all else
+    if len(values) == 1 and len(shape) == 1:  # the common case; what follows takes longer than all else
+        numbers = values[0]
+        # a sum is NaN if a number is, which least and largest do not tell
+        if min(numbers) >= -LARGEST_FLOAT and max(numbers) <= LARGEST_FLOAT and not math.isnan(sum(numbers)):
+            return np.array(values, dtype=np.float32)
     try:
         with np.errstate(over="ignore"):
             array = np.array(values, dtype=np.float32)

@@ -8,14 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+import pgengine
 from server.demo import BY_HAND, SERVE
 
 CHECKOUT = Path(__file__).parents[1]
@@ -41,6 +44,18 @@ def test_what_it_links_to_is_there() -> None:
     assert [link for link in links if not (CHECKOUT / link).exists()] == []
 
 
+def test_the_lines_for_a_policy_at_home_play_an_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = pgengine.GymnasiumSpec(id="CartPole-v1")
+    policy = pgengine.create_policy(pgengine.MlpPolicySpec(), spec, pgengine.describe(spec), seed=0)
+    (tmp_path / "cartpole.safetensors").write_bytes(policy.to_bytes())
+    monkeypatch.chdir(tmp_path)
+    lines = re.search(r"^ {4}import gymnasium, pgengine\n(?:(?: {4}.*)?\n)*", README, flags=re.MULTILINE)
+    assert lines is not None
+    played: dict[str, Any] = {}
+    exec(textwrap.dedent(lines[0]), played)
+    assert played["terminated"] or played["truncated"]
+
+
 @pytest.mark.slow
 def test_the_lines_in_python_train_a_policy_and_ask_it(tmp_path: Path) -> None:
     (code,) = _blocks("python")
@@ -52,7 +67,7 @@ def test_the_lines_in_python_train_a_policy_and_ask_it(tmp_path: Path) -> None:
     mean_return = re.search(r"mean_return=([\d.]+)", evaluated)
     assert mean_return is not None
     assert float(mean_return[1]) >= 475
-    assert re.fullmatch(r"\[[01]\] \[-\d\.\d+\]", acted)
+    assert acted in ("0", "1")
 
 
 @pytest.mark.slow

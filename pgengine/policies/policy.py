@@ -1,14 +1,13 @@
 """A policy: spec, spaces and arrays; acts with numpy alone, and is kept as safetensors with a JSON header.
 
-    policy = pgengine.load(data)
-    policy.act(policy.parse([0.0, 0.1, 0.0, -0.1], batch=False)).actions
+    policy = pgengine.load("policy.safetensors")
+    action = policy.act([0.0, 0.1, 0.0, -0.1])
 
 What a policy reads is called `seen`: observations [N, …], or windows [N, k, …] over the last k of them if it has a
 memory. This file knows how a policy is made, kept, checked and asked. It imports no torch: training binds the same pure
 functions to torch tensors.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +16,21 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from jaxtyping import Float, Int, Shaped
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pgengine.distributions import Array, Bernoulli, DiagonalGaussian, MultiSoftmax, Softmax, open_distribution
 from pgengine.environments import EnvironmentFacts
 from pgengine.environments.tabular import TabularMDP
-from pgengine.errors import CheckpointError, ObservationError, SpecError
+from pgengine.errors import ObservationError, SpecError
 from pgengine.features import read_feature_table
 from pgengine.noise import Noise
 from pgengine.policies.layers import PAD
 from pgengine.policies.memory import first_windows, mark, shifted_windows, windows_of_rows
 from pgengine.policies.networks import MAX_PARAMETERS, blocks, open_network
-from pgengine.policies.normaliser import COUNT, SQUARES, buffer_shapes, merged, new_buffers, normalised
+from pgengine.policies.normaliser import merged, new_buffers, normalised
 from pgengine.policies.probes import probes
 from pgengine.resolution import resolve_policy
-from pgengine.spaces import BoxSpace, Space, SpaceSpec, parse_observations
+from pgengine.spaces import BoxSpace, Space, SpaceSpec, array_shape, parse_observations
 from pgengine.spec import (
     LARGEST_INTEGER,
     EnvironmentSpec,
@@ -44,10 +43,9 @@ from pgengine.spec import (
     TransformerPolicySpec,
 )
 
-__all__ = ["Acted", "Policy", "create_policy", "load"]
+__all__ = ["Acted", "Policy", "PolicyHeader", "create_policy"]
 
 NUMBERS = 2_000_000  # made at a time by a forward pass of many rows: some megabytes
-PROBE_TOLERANCE = 1e-4  # between machines; on the same machine they agree to the bit
 
 
 @dataclass(slots=True)
@@ -309,8 +307,37 @@ class Policy:
             window[-len(history) :] = history
         return seen
 
-    def act(self, seen: Shaped[np.ndarray, "N ..."], *, seed: int | None = None, deterministic: bool = False) -> Acted:
-        """Actions for what is seen.
+    def act(self, observation: Any, *, deterministic: bool = False, seed: int | None = None) -> Any:
+        """What `env.step` takes: an action for an observation, or several for several.
+
+            action = policy.act(observation)
+
+        Args:
+            observation: As an environment or JSON gives it: a number, a list or an array; of a policy with memory a
+                history, the last observations of the episode, oldest first, up to k of them. Or several of these: a
+                list, or an array with one axis more.
+            deterministic: The most probable action instead of a draw.
+            seed: Makes the draw repeatable: the same seed and observation give the same action. None draws anew.
+
+        Returns:
+            For one observation an int of a discrete space, else an array in the number type of the action space; for
+            several an array with one axis more. `answer` gives their probabilities, too.
+
+        Raises:
+            ObservationError: which says where and what was expected.
+        """
+        value = _plain(observation)
+        depth = len(array_shape(self.observation_space)) + (self.memory > 1)
+        several = _depth(value) > depth
+        actions = self.answer(self.parse(value, batch=several), seed=seed, deterministic=deterministic).actions
+        if several:
+            return actions
+        return int(actions[0]) if actions.ndim == 1 else actions[0]
+
+    def answer(
+        self, seen: Shaped[np.ndarray, "N ..."], *, seed: int | None = None, deterministic: bool = False
+    ) -> Acted:
+        """Actions for what is seen, with raw draws, log-probabilities and distributions.
 
         Args:
             seen: As `parse` gives it.
@@ -395,6 +422,21 @@ class Policy:
                 )
 
 
+def _plain(value: Any) -> Any:
+    """An observation as JSON would give it: arrays, tensors, tuples and numbers of numpy as lists and plain numbers."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
+
+
+def _depth(value: Any) -> int:
+    """How many lists lie inside one another, along the first of each."""
+    depth = 0
+    while isinstance(value, list):
+        depth, value = depth + 1, value[0] if value else None
+    return depth
+
+
 def _probabilities(d: MultiSoftmax | Bernoulli, outputs: np.ndarray) -> np.ndarray | list[np.ndarray]:
     """Of the values of each component, or of a 1 in each."""
     if isinstance(d, MultiSoftmax):
@@ -473,73 +515,3 @@ def _given(name: str, values: Any, parameters: dict[str, np.ndarray]) -> np.ndar
         return values_array
     except ObservationError as error:
         raise SpecError(pointer + error.pointer.removeprefix("/0"), "parameter_value", error.message) from None
-
-
-def load(data: bytes) -> Policy:
-    """The policy that `Policy.to_bytes` kept; reads no code and no pickle.
-
-    Raises:
-        CheckpointError: if the bytes are not a policy, are damaged, or give other outputs on this machine than
-            where they were made.
-    """
-    try:
-        tensors = safetensors.numpy.load(data)
-        header = PolicyHeader.model_validate_json(_metadata(data)["pgengine"])
-        if header.format != "pgengine-policy" or header.version != 1:
-            raise CheckpointError(f"expected a policy of version 1, found {header.format} {header.version}")
-        parameters = {
-            name.removeprefix("parameters."): array for name, array in tensors.items() if name.startswith("parameters.")
-        }
-        buffers = {
-            name.removeprefix("buffers."): array for name, array in tensors.items() if name.startswith("buffers.")
-        }
-        policy = Policy(header, parameters, tensors.get("features"), buffers)
-        _check_shapes(policy)
-        outputs = policy.outputs(probes(policy.observation_space, policy.memory))
-        expected = tensors["probe.outputs"]
-        agree = expected.shape == outputs.shape and np.allclose(
-            outputs, expected, rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE, equal_nan=True
-        )
-    except _DAMAGE as error:
-        raise CheckpointError(f"these bytes are not a policy: {type(error).__name__}") from error
-    if not agree:
-        raise CheckpointError("the policy gives other outputs here than where it was made; it is damaged")
-    return policy
-
-
-_DAMAGE = (
-    safetensors.SafetensorError,
-    ValidationError,
-    SpecError,
-    LookupError,
-    ValueError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-)
-"""What damaged or hostile bytes can make the readers raise."""
-
-
-def _check_shapes(policy: Policy) -> None:
-    """Compares before anything is computed: a small file can claim a large network."""
-    if policy.features is not None and policy.features.dtype != np.float32:
-        raise CheckpointError("the features of the checkpoint are of another type")
-    shapes = {name: array.shape for name, array in policy.parameters.items()}
-    if shapes != policy.shapes() or any(array.dtype != np.float32 for array in policy.parameters.values()):
-        raise CheckpointError("the parameters of the checkpoint do not belong to its network")
-    space, buffers = policy.observation_space, policy.buffers
-    normalises = policy.spec.normalise_observations and isinstance(space, BoxSpace)
-    expected = buffer_shapes(space) if normalises and isinstance(space, BoxSpace) else {}
-    if {name: array.shape for name, array in buffers.items()} != expected:
-        raise CheckpointError("the buffers of the checkpoint do not belong to its observations")
-    if any(array.dtype != np.float64 or not np.isfinite(array).all() for array in buffers.values()):
-        raise CheckpointError("the buffers of the checkpoint are not numbers")
-    if expected and (buffers[COUNT] < 0 or (buffers[SQUARES] < 0).any()):
-        raise CheckpointError("the buffers of the checkpoint are no counts and squares")
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: eight bytes of length, then JSON, as its format says."""
-    length = int.from_bytes(data[:8], "little")
-    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
-    return metadata

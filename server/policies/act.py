@@ -289,7 +289,7 @@ def _observations(loaded: Loaded, field: str, value: Any) -> np.ndarray:
 def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, field: str) -> bytes:
     """The whole answer as JSON; numbers that are not finite are null."""
     try:
-        acted = loaded.policy.act(observations, seed=request.seed, deterministic=request.deterministic)
+        acted = loaded.policy.answer(observations, seed=request.seed, deterministic=request.deterministic)
     except ObservationError as error:
         # here the pointer counts rows, of which a single observation is the only one
         pointer = error.pointer if field in _BATCHES else ""

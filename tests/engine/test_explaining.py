@@ -144,7 +144,7 @@ def test_the_figures_of_each_step_are_those_of_the_definition() -> None:
             assert step.credit == pytest.approx(to_go)
             assert step.baseline == pytest.approx(sum(others) / 3)
             assert step.weight == pytest.approx(0.9**t * (step.credit - step.baseline) / 4)
-            pi = policy.act(np.array([step.observation])).probabilities[0]
+            pi = policy.answer(np.array([step.observation])).probabilities[0]
             score = np.zeros((3, 2))
             score[step.observation] = np.eye(2)[step.action] - pi
             assert step.log_prob == pytest.approx(math.log(pi[step.action]), rel=1e-5)

@@ -185,7 +185,7 @@ def test_joint_features_give_one_score_for_each_action() -> None:
 
 def probabilities(policy: Policy) -> np.ndarray:
     x = np.random.default_rng(0).uniform(-1, 1, size=(50, 2)).astype(np.float32)
-    found = policy.act(x).probabilities
+    found = policy.answer(x).probabilities
     assert isinstance(found, np.ndarray)
     return found
 
@@ -327,7 +327,7 @@ def test_the_largest_number_of_features_is_allowed() -> None:
 def test_numbers_that_overflow_are_refused_when_acting() -> None:
     policy = linear(PolynomialFeaturesSpec(degree=3))
     with pytest.raises(pgengine.ObservationError) as error:
-        policy.act(np.float32([[0.0, 0.0], [3e38, 3e38]]))
+        policy.answer(np.float32([[0.0, 0.0], [3e38, 3e38]]))
     assert (error.value.pointer, error.value.code) == ("/1", "observation_too_large")
 
 

@@ -110,7 +110,7 @@ def test_spaces_that_begin_elsewhere_are_played(spec: LinearPolicySpec | MlpPoli
     assert set(batch.samples) == {0, 1}
     assert np.array_equal(batch.actions, batch.samples + 5)
     assert np.array_equal(batch.rewards, batch.actions)
-    every = policy.act(policy.parse([2, 3, 4], batch=True), deterministic=True)
+    every = policy.answer(policy.parse([2, 3, 4], batch=True), deterministic=True)
     one_hot = np.eye(3)
     scores = policy.parameters["theta"] if "theta" in policy.parameters else forward(policy.parameters, one_hot, "tanh")
     assert np.array_equal(every.actions, scores.argmax(axis=1) + 5)
@@ -129,9 +129,9 @@ def test_acting_refuses_the_row_whose_outputs_overflow(spec: LinearPolicySpec | 
     x = policy.parse([[0.0] * 4, [1.0] * 4, [3e38, -3e38, 3e38, -3e38]], batch=True)
     for deterministic in (False, True):
         with pytest.raises(pgengine.ObservationError) as error:
-            policy.act(x, seed=0, deterministic=deterministic)
+            policy.answer(x, seed=0, deterministic=deterministic)
         assert (error.value.pointer, error.value.code) == ("/2", "observation_too_large")
-    assert np.isfinite(policy.act(x[:2], seed=0).log_probs).all()
+    assert np.isfinite(policy.answer(x[:2], seed=0).log_probs).all()
 
 
 # --- the Gaussian's own parameters ------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def swinging() -> Policy:
 
 def test_acting_draws_with_the_deviation_that_was_learned() -> None:
     """Null: mean and deviation are those of the parameters. n = 100,000; 6 standard errors have odds below 1e-8."""
-    acted = swinging().act(np.zeros((100_000, 3), dtype=np.float32), seed=1)
+    acted = swinging().answer(np.zeros((100_000, 3), dtype=np.float32), seed=1)
     assert acted.mean is not None
     assert acted.sigma is not None
     assert acted.sigma.tolist() == pytest.approx([np.exp(-2.0)])
@@ -183,7 +183,7 @@ def test_acting_draws_with_the_deviation_that_was_learned() -> None:
 
 
 def test_acting_with_the_mode_gives_the_mean() -> None:
-    acted = swinging().act(np.zeros((4, 3), dtype=np.float32), deterministic=True)
+    acted = swinging().answer(np.zeros((4, 3), dtype=np.float32), deterministic=True)
     assert acted.samples.tolist() == acted.actions.tolist() == [[0.75]] * 4
     assert acted.log_probs.tolist() == pytest.approx([2.0 - 0.5 * np.log(2 * np.pi)] * 4)
 

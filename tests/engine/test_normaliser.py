@@ -118,7 +118,7 @@ def test_nothing_but_observe_moves_the_figures() -> None:
     policy = make(SPECS[2])
     policy.observe(observations(100))
     before = {name: array.tobytes() for name, array in policy.buffers.items()}
-    policy.act(observations(50, seed=1), seed=0)
+    policy.answer(observations(50, seed=1), seed=0)
     policy.log_prob(policy.parameters, policy.encode(observations(2)), np.array([0, 1]))
     opened = pgengine.open_environment(CARTPOLE)
     rollout(policy, opened, Noise(0, "training", 0), 3)

@@ -49,7 +49,7 @@ policy = create_policy(spec, GymnasiumSpec(id="CartPole-v1"), facts, seed=0)
 seen = probes(box, policy.memory, int(sys.argv[3]))
 np.ones((8, 8), dtype=np.float32) @ np.ones((8, 8), dtype=np.float32)  # the library takes room of its own
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-policy.act(seen, seed=0)
+policy.answer(seen, seed=0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -124,7 +124,7 @@ def test_a_kept_policy_acts_the_same(spec: PolicySpec, environment: GymnasiumSpe
     again = pgengine.load(policy.to_bytes())
     x = observations(policy, 13)
     for deterministic in (False, True):
-        one, other = (p.act(x, seed=5, deterministic=deterministic) for p in (policy, again))
+        one, other = (p.answer(x, seed=5, deterministic=deterministic) for p in (policy, again))
         assert np.array_equal(one.actions, other.actions)
         assert np.array_equal(one.log_probs, other.log_probs)
     assert (again.updates, again.action_space, again.memory) == (0, policy.action_space, policy.memory)
@@ -138,7 +138,7 @@ def test_acting_and_learning_agree(spec: PolicySpec, environment: GymnasiumSpec)
     """What acting says of a sample in numpy is what the pure functions say in torch, in both precisions."""
     policy = make(spec, environment, filled=True)
     seen = observations(policy, 20)
-    acted = policy.act(seen, seed=3)
+    acted = policy.answer(seen, seed=3)
     encoded, samples = torch.as_tensor(policy.encode(seen)), torch.as_tensor(acted.samples)
     for dtype in (torch.float32, torch.float64):
         tensors = {name: torch.as_tensor(array).to(dtype) for name, array in policy.parameters.items()}
@@ -156,7 +156,7 @@ def test_scores_of_single_rows_and_of_several_parameters_at_once(spec: PolicySpe
     """The functions may be mapped by torch.func over rows, with their gradient, and over parameters."""
     policy = make(spec, environment, filled=True)
     seen = observations(policy, 6)
-    encoded, samples = torch.as_tensor(policy.encode(seen)), torch.as_tensor(policy.act(seen, seed=0).samples)
+    encoded, samples = torch.as_tensor(policy.encode(seen)), torch.as_tensor(policy.answer(seen, seed=0).samples)
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in policy.parameters.items()}
     log_prob = policy.log_prob(tensors, encoded, samples)
     twice = {name: torch.stack([2 * tensor, tensor]) for name, tensor in tensors.items()}
@@ -179,7 +179,7 @@ def test_every_parameter_has_a_gradient(spec: PolicySpec, environment: Gymnasium
     """No parameter is left out of the function by mistake; a constant that cancels in a softmax is the exception."""
     policy = make(spec, environment, filled=True)
     seen = observations(policy, 200)
-    acted = policy.act(seen, seed=3)
+    acted = policy.answer(seen, seed=3)
     encoded, samples = torch.as_tensor(policy.encode(seen)), torch.as_tensor(acted.samples)
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in policy.parameters.items()}
     weights = torch.linspace(-1.0, 2.0, 200)
@@ -197,10 +197,10 @@ def test_every_parameter_has_a_gradient(spec: PolicySpec, environment: Gymnasium
 def test_a_row_has_the_same_answer_alone_and_in_a_batch(spec: PolicySpec, environment: GymnasiumSpec) -> None:
     policy = make(spec, environment, filled=True)
     x = observations(policy, 30)
-    whole = policy.act(x, deterministic=True)
+    whole = policy.answer(x, deterministic=True)
     for row in range(30):
-        assert np.array_equal(policy.act(x[row : row + 1], deterministic=True).log_probs[0], whole.log_probs[row])
-    assert np.array_equal(policy.act(x[:1], seed=9).samples[0], policy.act(x, seed=9).samples[0])
+        assert np.array_equal(policy.answer(x[row : row + 1], deterministic=True).log_probs[0], whole.log_probs[row])
+    assert np.array_equal(policy.answer(x[:1], seed=9).samples[0], policy.answer(x, seed=9).samples[0])
 
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -211,10 +211,10 @@ def test_checkpoints_of_before_features_and_windows_are_read(path: Path) -> None
     """Written by the version that knew linear and mlp policies of discrete and box spaces alone."""
     policy = pgengine.load(path.read_bytes())
     assert (policy.updates, policy.memory, policy.buffers, policy.uniform_share) == (7, 1, {}, 0.0)
-    acted = policy.act(rows(policy.observation_space, 5), seed=1)
+    acted = policy.answer(rows(policy.observation_space, 5), seed=1)
     assert np.isfinite(acted.log_probs).all()
     again = pgengine.load(policy.to_bytes())
-    assert np.array_equal(again.act(rows(policy.observation_space, 5), seed=1).log_probs, acted.log_probs)
+    assert np.array_equal(again.answer(rows(policy.observation_space, 5), seed=1).log_probs, acted.log_probs)
     if path.stem == "feature_table":
         expected = policy.features @ policy.parameters["theta"]  # type: ignore[operator]
         assert np.allclose(policy.outputs(np.array([0, 1])), expected)
@@ -227,21 +227,21 @@ def test_there_are_old_checkpoints_of_every_kind() -> None:
 def test_acting_describes_its_distribution() -> None:
     """Probabilities by action, by component, of a one; mean and sigma by row where the network gives both."""
     x = rows(FIELD, 4)
-    one = make(MlpPolicySpec(), between(FIELD, MOVES), filled=True).act(x, seed=0)
+    one = make(MlpPolicySpec(), between(FIELD, MOVES), filled=True).answer(x, seed=0)
     assert isinstance(one.probabilities, np.ndarray)
     assert one.probabilities.shape == (4, 3)
     assert np.allclose(np.log(one.probabilities[np.arange(4), one.samples]), one.log_probs, atol=1e-5)
-    several = make(MlpPolicySpec(), between(FIELD, DIALS), filled=True).act(x, seed=0)
+    several = make(MlpPolicySpec(), between(FIELD, DIALS), filled=True).answer(x, seed=0)
     assert isinstance(several.probabilities, list)
     assert [p.shape for p in several.probabilities] == [(4, 2), (4, 3)]
     picked = [p[np.arange(4), several.samples[:, i]] for i, p in enumerate(several.probabilities)]
     assert np.allclose(np.log(picked).sum(axis=0), several.log_probs, atol=1e-5)
     assert np.array_equal(several.actions, several.samples + np.array([0, -1]))
-    coins = make(MlpPolicySpec(), between(FIELD, LAMPS), filled=True).act(x, seed=0)
+    coins = make(MlpPolicySpec(), between(FIELD, LAMPS), filled=True).answer(x, seed=0)
     assert isinstance(coins.probabilities, np.ndarray)
     taken = np.where(coins.samples == 1, coins.probabilities, 1 - coins.probabilities)
     assert np.allclose(np.log(taken).sum(axis=1), coins.log_probs, atol=1e-5)
-    head = make(MlpPolicySpec(distribution=HEAD), between(FIELD, TORQUE), filled=True).act(x, seed=0)
+    head = make(MlpPolicySpec(distribution=HEAD), between(FIELD, TORQUE), filled=True).answer(x, seed=0)
     assert head.mean is not None
     assert head.sigma is not None
     assert head.mean.shape == head.sigma.shape == (4, 2)
@@ -258,7 +258,7 @@ def test_a_mixture_with_the_uniform_distribution(spec: PolicySpec, actions: Spac
     mixed = policy.mixed_with_uniform(0.25)
     seen = observations(policy, 100)
     assert mixed.parameters is policy.parameters
-    acted = mixed.act(seen, seed=0)
+    acted = mixed.answer(seen, seed=0)
     encoded = policy.encode(seen)
     log_pi = policy.log_prob(policy.parameters, encoded, acted.samples)
     log_rho = mixed.log_prob(mixed.parameters, encoded, acted.samples)
@@ -268,8 +268,8 @@ def test_a_mixture_with_the_uniform_distribution(spec: PolicySpec, actions: Spac
     assert (log_pi - log_rho).min() < -1.0  # some of the draws are the uniform ones
     again = pgengine.load(mixed.to_bytes())
     assert (again.uniform_share, policy.uniform_share) == (0.25, 0.0)
-    assert np.array_equal(again.act(seen, seed=0).log_probs, acted.log_probs)
-    assert np.array_equal(mixed.copy().act(seen, seed=0).log_probs, acted.log_probs)
+    assert np.array_equal(again.answer(seen, seed=0).log_probs, acted.log_probs)
+    assert np.array_equal(mixed.copy().answer(seen, seed=0).log_probs, acted.log_probs)
 
 
 def test_a_gaussian_is_not_mixed_with_the_uniform_distribution() -> None:
@@ -383,7 +383,7 @@ def test_no_flipped_byte_gives_anything_but_a_policy_or_a_checkpoint_error(kind:
         policy = pgengine.load(bytes(damaged))
     except pgengine.CheckpointError:
         return
-    policy.act(policy.begin_windows(rows(policy.observation_space, 1)))
+    policy.answer(policy.begin_windows(rows(policy.observation_space, 1)))
 
 
 def test_acting_imports_no_torch_and_no_server() -> None:
@@ -392,7 +392,7 @@ import sys, numpy, pgengine
 from pgengine.spec import GymnasiumSpec, MlpPolicySpec
 environment = GymnasiumSpec(id="CartPole-v1")
 policy = pgengine.create_policy(MlpPolicySpec(), environment, pgengine.describe(environment), seed=0)
-pgengine.load(policy.to_bytes()).act(policy.parse([0.0, 0.0, 0.0, 0.0], batch=False))
+pgengine.load(policy.to_bytes()).answer(policy.parse([0.0, 0.0, 0.0, 0.0], batch=False))
 import json
 print(json.dumps([name for name in ("torch", "fastapi", "sqlalchemy", "server") if name in sys.modules]))
 """

@@ -109,7 +109,7 @@ def test_a_bandit_finds_its_best_arm() -> None:
         stop=StopSpec(updates=150),
     )
     last = list(pgengine.train(spec))[-1]
-    probabilities = last.policy.act(np.array([0])).probabilities
+    probabilities = last.policy.answer(np.array([0])).probabilities
     assert probabilities is not None
     assert probabilities[0, 1] > 0.95
 

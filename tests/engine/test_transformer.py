@@ -275,7 +275,7 @@ def test_a_window_of_one_is_no_memory() -> None:
     policy = policy_on(PLANE, SMALL.model_copy(update={"window": 1}))
     assert policy.memory == 1
     assert policy.parse([1.0, 2.0], batch=False).tolist() == [[1.0, 2.0]]
-    assert policy.act(policy.parse([1.0, 2.0], batch=False)).actions.shape == (1,)
+    assert policy.answer(policy.parse([1.0, 2.0], batch=False)).actions.shape == (1,)
 
 
 @pytest.mark.parametrize(("changes", "pointer", "code"), [
@@ -328,7 +328,7 @@ def test_only_a_policy_with_memory_can_tell_what_a_cue_said() -> None:
         loss.backward()
         optimizer.step()
     policy.parameters = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
-    found = policy.act(policy.windows(x, offsets)[at_junction]).probabilities
+    found = policy.answer(policy.windows(x, offsets)[at_junction]).probabilities
     assert isinstance(found, np.ndarray)
     assert found[0, 0] > 0.95
     assert found[1, 1] > 0.95
