@@ -380,7 +380,7 @@ def test_a_wide_box_is_started_in_the_middle_with_a_deviation_in_proportion() ->
     """Null hypothesis: mean 45 and deviation 22.5 before clipping; 10,000 draws, false-alarm rate below 1e-9."""
     policy = started(LinearPolicySpec(), "Wide")
     assert policy.spec.distribution == GaussianSpec(unit="box")
-    actions = policy.act(np.ones((10_000, 2), np.float32), seed=1).actions
+    actions = policy.answer(np.ones((10_000, 2), np.float32), seed=1).actions
     assert actions.min() >= 0.0
     assert actions.max() <= 90.0
     assert abs(float(np.median(actions)) - 45.0) < 6.5 * 22.5 * 1.2533 / 100
@@ -401,7 +401,7 @@ def test_a_deviation_that_was_given_is_one_of_the_action() -> None:
     given = GaussianSpec.model_validate({"kind": "gaussian", "initial_sigma": 0.5})
     made = started(LinearPolicySpec(distribution=given), "Wide")
     assert made.spec.distribution == GaussianSpec(unit="action")
-    assert float(made.act(np.ones((100, 2), np.float32), seed=1).actions.max()) < 5.0
+    assert float(made.answer(np.ones((100, 2), np.float32), seed=1).actions.max()) < 5.0
 
 
 def test_a_policy_that_was_kept_without_a_unit_acts_as_it_did() -> None:
@@ -412,7 +412,7 @@ def test_a_policy_that_was_kept_without_a_unit_acts_as_it_did() -> None:
     seen = np.ones((16, 2), np.float32)
     kept = pgengine.load(old)
     assert kept.spec.distribution == GaussianSpec(unit="action")
-    assert np.array_equal(kept.act(seen, seed=1).actions, policy.act(seen, seed=1).actions)
+    assert np.array_equal(kept.answer(seen, seed=1).actions, policy.answer(seen, seed=1).actions)
 
 
 def test_a_run_of_a_wide_box_that_began_before_there_was_a_unit_goes_on() -> None:
