@@ -43,6 +43,7 @@ test: install
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 prove: install
+	@$(BIN)/python benchmarks/intervals.py --output benchmarks/intervals.md
 	@$(BIN)/python benchmarks/learning.py --output benchmarks/learning.md
 
 bench: install

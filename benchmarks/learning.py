@@ -11,6 +11,7 @@ tests/engine/test_learning.py learns the same cases with one seed.
 
 import argparse
 import datetime
+import math
 import os
 import platform
 import sys
@@ -380,7 +381,7 @@ def trained(case: Case, seed: int) -> Result:
     threshold = case.threshold(float("nan") if best is None else best)
     return Result(
         J=J,
-        interval=None if case.exact else (fresh.confidence_interval[0], fresh.confidence_interval[1]),
+        interval=None if case.exact else _interval(fresh),
         mode=fresh.deterministic_mean_return,
         best=best,
         threshold=threshold,
@@ -389,6 +390,11 @@ def trained(case: Case, seed: int) -> Result:
         seconds=seconds,
         label=label.kind,
     )
+
+
+def _interval(evaluation: pgengine.Evaluation) -> tuple[float, float]:
+    low, high = evaluation.confidence_interval
+    return (-math.inf if low is None else low, math.inf if high is None else high)
 
 
 HEAD = [

@@ -279,7 +279,10 @@ def _train(chosen: argparse.Namespace) -> None:
             survival=spec.algorithm.survival,
         )
         found = [finding.model_dump() for finding in update.findings(result)]
-    print(json.dumps({"stopped_by": update.stopped_by, "evaluation": result.model_dump(), "findings": found}, indent=2))
+    selection = None if update.selection is None else update.selection.model_dump()
+    told = {"stopped_by": update.stopped_by, "selection": selection, "evaluation": result.model_dump(mode="json")}
+    told["findings"] = found
+    print(json.dumps(told, indent=2))
 
 
 def _check_output(path: Path) -> None:

@@ -22,8 +22,9 @@ from pgengine.distributions import DiagonalGaussian
 from pgengine.environments import EpisodeEnvironment
 from pgengine.errors import SpecError
 from pgengine.estimation import Estimator, gradients
-from pgengine.evaluation import CONFIDENCE, student_quantile
-from pgengine.exact import exact_cost, exact_gradient, exact_return
+from pgengine.exact import exact_gradient, exact_return
+from pgengine.exactness import LARGEST_EXACT_COST, exact_absence
+from pgengine.intervals import CONFIDENCE, student_quantile
 from pgengine.labels import own_share
 from pgengine.policies import Policy
 from pgengine.rollout import Batch
@@ -33,7 +34,6 @@ __all__ = ["exact_figures", "gradient_figures", "return_figures", "saturated_fra
 
 GROUPS = 4  # more groups tell more and cost more passes
 RELATIVE_ZERO = 1e-12  # share of the groups' squared norms below which their spread is rounding of 32 bits
-EXACT_COST = 2_000_000  # multiplications of one exact return that an update may cost
 
 
 def gradient_figures(
@@ -84,9 +84,18 @@ def _left(algorithm: AlgorithmSpec, k: int) -> float:
     return (1.0 - own_share(algorithm)) / (1.0 - own_share(smaller))
 
 
-def exact_figures(environment: EpisodeEnvironment, policy: Policy, algorithm: AlgorithmSpec) -> dict[str, float]:
-    """Exact J and norm of its gradient, on finite MDPs and LQR that are small enough to ask in every update."""
-    if environment.facts.exact is None or exact_cost(environment) > EXACT_COST:
+def exact_figures(
+    environment: EpisodeEnvironment, policy: Policy, algorithm: AlgorithmSpec, *, most: int = LARGEST_EXACT_COST
+) -> dict[str, float]:
+    """Exact J and norm of its gradient, on finite MDPs and LQR; nothing where `exact_absence` says why.
+
+    Args:
+        environment: Where.
+        policy: At whose parameters.
+        algorithm: Whose objective.
+        most: Multiply-adds that may be spent.
+    """
+    if exact_absence(environment.facts, policy.spec, most=most) is not None:
         return {}
     coefficient = algorithm.entropy_coefficient
     try:

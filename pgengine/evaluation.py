@@ -1,27 +1,32 @@
 """How good a policy is, on fresh episodes.
 
-The figure is the mean return of the stochastic policy, with a confidence interval; the mode is a second number.
-Episodes that selected a policy are never those that report it.
+The figure is the mean return of the stochastic policy, with a confidence interval; the mode is a second number. Where
+the mean is known without sampling it stands beside the sample. Episodes that selected a policy are never those that
+report it: a number that decided something was chosen for being high, and is too high on average.
 """
 
 import math
-from statistics import NormalDist
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import DivergedError, SpecError
+from pgengine.exactness import ExactAbsence, exact_absence
+from pgengine.intervals import Method, lower_bound, mean_interval
 from pgengine.noise import Noise
 from pgengine.policies import Policy
+from pgengine.resolution import as_ended
 from pgengine.rollout import rollout
 from pgengine.spec import LARGEST_INTEGER, EnvironmentSpec, Spec
 
-__all__ = ["CONFIDENCE", "Evaluation", "evaluate", "evaluate_in", "lower_bound", "student_quantile"]
+__all__ = ["Evaluation", "Selection", "evaluate", "reaches", "select"]
 
-CONFIDENCE = 0.95
 WAVE = 1024  # episodes played side by side
+SELECTION_ERROR = 0.05  # probability, over all looks of a run, of taking a policy below the target for one above
+SELECTION_EPISODES = 30  # the least by which a policy is selected
+ROUNDING = 1e-9  # by which an exact mean may lie below a target that it reaches
 
 
 class Evaluation(Spec):
@@ -29,8 +34,17 @@ class Evaluation(Spec):
 
     mean_return: float
     """Mean undiscounted return of the stochastic policy."""
-    confidence_interval: Annotated[list[float], Field(min_length=2, max_length=2)]
-    """Two-sided 95% interval of the mean (Student's t)."""
+    confidence_interval: Annotated[list[float | None], Field(min_length=2, max_length=2)]
+    """Two-sided 95% interval of the mean; null where nothing can be said: all returns were alike, and nothing is known
+    of those that were not seen."""
+    method: Method = "t"
+    """How the interval was made. `clopper_pearson` (two possible returns) and `betting` (returns in a known range) hold
+    the mean in at least 95% of all samples, whatever is rare; `t` does so only approximately, and less often where what
+    is rare or skewed was not seen; `exact`: all returns are known to be the same."""
+    exact_mean_return: float | None = None
+    """The mean itself, computed without sampling; null where it is not known."""
+    exact_absent: ExactAbsence | None = None
+    """Why it is not known; null if it is."""
     episodes: int
     """Fresh episodes played."""
     mean_length: float
@@ -39,6 +53,30 @@ class Evaluation(Spec):
     """Mean return of the mode, the most probable actions, over other fresh episodes; null if there were none."""
     deterministic_episodes: int
     """Fresh episodes of the mode."""
+
+
+class Selection(Spec):
+    """What decided whether a target is reached, and which checkpoint is the best.
+
+    A mean that was selected for being high is too high on average: `pgengine.evaluate` gives a number that was not.
+    """
+
+    mean_return: float
+    """What policies are compared by: the exact mean return where it is known, else the mean over the episodes below."""
+    method: Method
+    """How the lower bound was made: `exact` (the mean is known), `betting` (proven, for returns in a known range), or
+    `t` (approximate: nothing is known of the range of returns)."""
+    lower_bound: float
+    """The mean return is at least this, but for the error below."""
+    error: float
+    """Probability with which the bound may be too high; 0 where the mean is known, approximate for `t`."""
+    episodes: int
+    """Fresh episodes played; 0 where the mean is known."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the bound holds with the stated probability, whatever the returns are like."""
+        return self.method != "t"
 
 
 def evaluate(
@@ -81,12 +119,11 @@ def evaluate(
                 "some policies would never end an episode; give a horizon, or a survival below 1, which is gamma where "
                 "the discount is a termination",
             )
-        return evaluate_in(
+        return _evaluation(
             opened,
             policy,
             episodes=episodes,
             seed=seed,
-            domain="evaluation",
             deterministic_episodes=deterministic_episodes,
             survival=survival,
         )
@@ -95,35 +132,110 @@ def evaluate(
             opened.close()
 
 
-def evaluate_in(
+def _evaluation(
     environment: EpisodeEnvironment,
     policy: Policy,
     *,
     episodes: int,
     seed: int,
-    domain: Literal["selection", "evaluation"],
     deterministic_episodes: int,
-    survival: float = 1.0,
+    survival: float,
 ) -> Evaluation:
-    """The same in an environment that is open already, at an address of one's own."""
-    returns, lengths = _play(environment, policy, Noise(seed, domain, policy.updates), episodes, survival)
-    with np.errstate(over="ignore", invalid="ignore"):
-        summed = float(np.abs(returns).sum() ** 2)
-    if not math.isfinite(summed):
-        raise DivergedError(policy.updates, seed, "the variance of the returns")
+    returns, lengths = _play(environment, policy, Noise(seed, "evaluation", policy.updates), episodes, survival)
+    _check_spread(returns, policy, seed)
     mode: float | None = None
     if deterministic_episodes:
         noise = Noise(seed, "mode", policy.updates)
         played, _ = _play(environment, policy, noise, deterministic_episodes, survival, deterministic=True)
         mode = float(played.mean())
+    exact = _exact_mean(environment, policy, survival)
+    interval = mean_interval(returns, as_ended(environment.facts, survival).return_range)
     return Evaluation(
         mean_return=float(returns.mean()),
-        confidence_interval=list(_interval(returns)),
+        confidence_interval=[end if math.isfinite(end) else None for end in (interval.low, interval.high)],
+        method=interval.method,
+        exact_mean_return=exact if isinstance(exact, float) else None,
+        exact_absent=None if isinstance(exact, float) else exact,
         episodes=episodes,
         mean_length=float(lengths.mean()),
         deterministic_mean_return=mode,
         deterministic_episodes=deterministic_episodes,
     )
+
+
+def select(
+    environment: EpisodeEnvironment,
+    policy: Policy,
+    *,
+    target: float | None,
+    error: float,
+    episodes: int,
+    seed: int,
+    survival: float = 1.0,
+) -> Selection:
+    """Looks at a policy in order to decide something, on episodes that nothing else uses.
+
+    Where the mean is known, none is played. Else `episodes` are, at least 30; where the range of returns is known and
+    the target is neither proven nor missed by the mean, once as many again: the bound holds at any number of looks.
+
+    Args:
+        environment: Where, open.
+        policy: What acts.
+        target: Mean return that is to be proven, or None: the policy is only compared with others.
+        error: Probability with which the lower bound may be too high.
+        episodes: How many, at first.
+        seed: Of the run.
+        survival: Probability that an episode goes on after a step.
+
+    Raises:
+        EnvironmentFailure: if the environment raised in the middle.
+        DivergedError: if returns are so large that their variance is beyond every float.
+    """
+    exact = _exact_mean(environment, policy, survival)
+    if isinstance(exact, float):
+        return Selection(mean_return=exact, method="exact", lower_bound=exact, error=0.0, episodes=0)
+    count = max(SELECTION_EPISODES, episodes)
+    noise = Noise(seed, "selection", policy.updates)
+    known = as_ended(environment.facts, survival).return_range
+    returns, _ = _play(environment, policy, noise, count, survival)
+    _check_spread(returns, policy, seed)
+    low, method = lower_bound(returns, known, error, planned=count)
+    if target is not None and method == "betting" and low < target <= returns.mean():
+        more, _ = _play(environment, policy, noise, count, survival, first=count)
+        returns = np.concatenate([returns, more])
+        low, method = lower_bound(returns, known, error, planned=count)
+    return Selection(
+        mean_return=float(returns.mean()), method=method, lower_bound=low, error=error, episodes=len(returns)
+    )
+
+
+def reaches(selection: Selection, target: float) -> bool:
+    """Whether a selection has shown that the mean return is at least the target."""
+    slack = ROUNDING * max(1.0, abs(target)) if selection.method == "exact" else 0.0
+    return selection.lower_bound >= target - slack
+
+
+def _exact_mean(environment: EpisodeEnvironment, policy: Policy, survival: float) -> float | ExactAbsence:
+    """The mean return without sampling, which is J with the probability to go on in the place of gamma."""
+    absent = exact_absence(environment.facts, policy.spec)
+    if absent is not None:
+        return absent
+    from pgengine.exact import exact_return  # loads torch, which whoever has no model to ask can do without
+
+    try:
+        J = exact_return(policy, environment, gamma=survival)
+    except SpecError as error:  # an environment of one's own that has the facts of a model, and is none
+        return ExactAbsence(code="exact_needs_a_model", message=error.message)
+    if math.isfinite(J):
+        return J
+    return ExactAbsence(code="exact_not_finite", message="the exact mean return is beyond every float")
+
+
+def _check_spread(returns: np.ndarray, policy: Policy, seed: int) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        summed = float(np.abs(returns).sum() ** 2)
+    if not math.isfinite(summed):
+        raise DivergedError(policy.updates, seed, "the variance of the returns")
 
 
 def _play(
@@ -133,44 +245,14 @@ def _play(
     episodes: int,
     survival: float,
     *,
+    first: int = 0,
     deterministic: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns and lengths of so many episodes, the first of which has the number `first`."""
     returns, lengths = [], []
-    for first in range(0, episodes, WAVE):
-        count = min(WAVE, episodes - first)
-        batch = rollout(policy, environment, noise, count, first=first, survival=survival, deterministic=deterministic)
+    for at in range(first, first + episodes, WAVE):
+        count = min(WAVE, first + episodes - at)
+        batch = rollout(policy, environment, noise, count, first=at, survival=survival, deterministic=deterministic)
         returns.append(batch.returns)
         lengths.append(batch.lengths)
     return np.concatenate(returns), np.concatenate(lengths)
-
-
-def _interval(returns: np.ndarray) -> tuple[float, float]:
-    n = len(returns)
-    mean = float(returns.mean())
-    half = student_quantile(0.5 + CONFIDENCE / 2, n - 1) * float(returns.std(ddof=1)) / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def lower_bound(evaluation: Evaluation, error: float) -> float:
-    """Lower one-sided bound of the mean return that is too high with the odds of `error`."""
-    low, high = evaluation.confidence_interval
-    degrees = evaluation.episodes - 1
-    deviation = (high - low) / 2 / student_quantile(0.5 + CONFIDENCE / 2, degrees)
-    return evaluation.mean_return - student_quantile(1 - error, degrees) * deviation
-
-
-def student_quantile(p: float, degrees: int) -> float:
-    """Quantile of Student's t, to 1e-3 from 4 degrees of freedom on.
-
-    Exact for one and two degrees; otherwise the Cornish-Fisher expansion in 1/degrees (Abramowitz and Stegun 26.7.5).
-    """
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = NormalDist().inv_cdf(p)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4

@@ -23,6 +23,7 @@ from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import DivergedError, ReplayDiffers, SpecError
 from pgengine.estimation import gradient
 from pgengine.estimators import StepWeights, reward_to_go
+from pgengine.exactness import exact_absence
 from pgengine.explanations import ExplainedEpisode, ExplainedStep, Explanation, MadeStep
 from pgengine.labels import Label, label
 from pgengine.policies import Policy
@@ -213,6 +214,7 @@ def _explanation(
         unusable=None if update.stopped_by not in ("effective_sample_size", "ratio_variance") else update.stopped_by,
         expected_return=_if_finite(exact.get("exact_return")),
         exact_gradient_norm=_if_finite(exact.get("exact_gradient_norm")),
+        exact_absent=exact_absence(environment.facts, before.spec),
     )
 
 

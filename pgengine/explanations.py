@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pgengine.exactness import ExactAbsence
 from pgengine.labels import Label
 from pgengine.spec import AlgorithmSpec, Spec
 
@@ -109,3 +110,5 @@ class Explanation(Spec):
     """Exact value of the objective before the step, where it is known and fits in a float: finite MDPs and LQR."""
     exact_gradient_norm: float | None
     """Norm of its exact gradient there."""
+    exact_absent: ExactAbsence | None = None
+    """Why both are missing; null if they are not."""

@@ -279,7 +279,9 @@ class Watch(Spec):
         last, variance = self.mean, self.variance
         if evaluation is not None:
             low, high = evaluation.confidence_interval
-            last, variance = evaluation.mean_return, ((high - low) / 4.0) ** 2
+            last, variance = evaluation.mean_return, 0.0
+            if low is not None and high is not None:
+                variance = ((high - low) / 4.0) ** 2
         gap, error = self.best_mean - last, math.sqrt(self.best_variance + variance)
         if not gap > max(FALLEN * error, 0.05 * abs(self.best_mean)):
             return []

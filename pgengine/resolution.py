@@ -41,7 +41,7 @@ from pgengine.spec import (
     TransformerPolicySpec,
 )
 
-__all__ = ["as_played", "check_ratio_variance", "fill_in", "resolve", "resolve_policy"]
+__all__ = ["as_ended", "as_played", "check_ratio_variance", "fill_in", "resolve", "resolve_policy"]
 
 DEFAULT_UPDATES = 500
 ON_TABLES: dict[str, object] = {"trajectories": 128, "optimizer": AdamSpec(learning_rate=0.05)}
@@ -184,13 +184,24 @@ def as_played(facts: EnvironmentFacts, algorithm: AlgorithmSpec) -> EnvironmentF
         facts: Of the environment by itself.
         algorithm: Whose `survival` is the probability that an episode goes on after a step.
     """
-    if algorithm.survival == 1.0:
+    return as_ended(facts, algorithm.survival)
+
+
+def as_ended(facts: EnvironmentFacts, survival: float) -> EnvironmentFacts:
+    """The facts of an environment whose episodes go on after a step with a probability, if they have not ended anyway.
+
+    Args:
+        facts: Of the environment by itself.
+        survival: That probability; 1 changes nothing.
+    """
+    if survival == 1.0:
         return facts
-    at_once = algorithm.survival == 0.0 or facts.max_episode_steps == 1
+    at_once = survival == 0.0 or facts.max_episode_steps == 1
     changes = {
         "fixed_steps": 1 if at_once or facts.fixed_steps == 1 else None,
-        "limit_cuts": facts.limit_cuts and algorithm.survival > 0.0,
+        "limit_cuts": facts.limit_cuts and survival > 0.0,
         "ends_for_certain": True,
+        "return_range": facts.cut_return_range,
     }
     return facts.model_copy(update=changes)
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from pgengine.errors import CheckpointError
-from pgengine.evaluation import Evaluation
+from pgengine.evaluation import Selection
 from pgengine.findings import Watch
 from pgengine.noise import NOISE_VERSION
 from pgengine.policies import Policy, load
@@ -46,7 +46,8 @@ class _Header(Spec):
     policy_bytes: int = Field(ge=0)
     progress: Progress
     metrics: dict[str, float | None]
-    evaluation: Evaluation | None
+    evaluation: dict[str, Any] | None = None  # what versions before this one wrote in the place of `selection`
+    selection: Selection | None = None
     selected_at: int | None
     selections: int = Field(ge=0)
     spec_hash: str
@@ -66,7 +67,7 @@ class RunState:
         policy: Parameters and normaliser.
         progress: How far it has come.
         metrics: Of the last update; None where a figure was not finite.
-        evaluation: Made after the last update, if one was.
+        selection: Made after the last update, if one was.
         selected_at: Updates of the policy at the last evaluation that was to prove the target.
         selections: How many such evaluations there were.
         spec_hash: Of the spec that it belongs to; None in states of version 1, which hashed it in another way.
@@ -85,7 +86,7 @@ class RunState:
     policy: Policy
     progress: Progress
     metrics: dict[str, float | None]
-    evaluation: Evaluation | None
+    selection: Selection | None
     selected_at: int | None
     selections: int
     spec_hash: str | None
@@ -107,7 +108,7 @@ class RunState:
             policy_bytes=len(policy),
             progress=self.progress,
             metrics=self.metrics,
-            evaluation=self.evaluation,
+            selection=self.selection,
             selected_at=self.selected_at,
             selections=self.selections,
             spec_hash=self.spec_hash or "",
@@ -152,7 +153,7 @@ class RunState:
             policy=policy,
             progress=header.progress,
             metrics=header.metrics,
-            evaluation=header.evaluation,
+            selection=header.selection,
             selected_at=header.selected_at,
             selections=header.selections,
             spec_hash=None if header.version == 1 else header.spec_hash,

@@ -90,6 +90,8 @@ def print_explanation(worked: Explanation) -> None:
     if worked.exact_gradient_norm is not None and worked.expected_return is not None:
         print(f"exact gradient                          norm {worked.exact_gradient_norm:.6g}")
         print(f"exact value of the objective            {worked.expected_return:.6g}")
+    elif worked.exact_absent is not None:
+        print(f"no exact value: {worked.exact_absent.message}")
     optimizer = worked.algorithm.optimizer.kind
     made = f"step of {optimizer} at rate {worked.step.learning_rate:g}".ljust(40) + f"norm {worked.step.norm:.6g}"
     print(made if worked.unusable is None else f"{made}: the batch was not learned from, {_UNUSABLE[worked.unusable]}")

@@ -29,7 +29,8 @@ from pgengine.diagnostics import exact_figures, gradient_figures, return_figures
 from pgengine.environments import EpisodeEnvironment, open_environment
 from pgengine.errors import CheckpointError, DivergedError, SpecError
 from pgengine.estimation import Estimator, Weighed, gradients
-from pgengine.evaluation import Evaluation, evaluate_in, lower_bound
+from pgengine.evaluation import SELECTION_ERROR, Evaluation, Selection, reaches, select
+from pgengine.exactness import exact_budget
 from pgengine.findings import Finding, Watch
 from pgengine.noise import NOISE_VERSION, Noise
 from pgengine.optimizers import (
@@ -54,9 +55,7 @@ from pgengine.states import Progress, RunState, StoppedBy, spec_hash
 
 __all__ = ["StepRecord", "Update", "runtime_fingerprint", "train"]
 
-SELECTION_PAUSE = 5  # updates after a selection evaluation that missed the target
-SELECTION_EPISODES = 30  # the least on which a target is proven: fewer can be all alike by chance
-SELECTION_ERROR = 0.05  # odds, over all attempts of a run, of stopping below the target
+SELECTION_PAUSE = 5  # updates after a look at the policy that missed the target
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ class Update:
         metrics: Figures of this update, documented in docs/engine/metrics.md.
         policy: Live: the next update changes it. `policy.copy()` or `policy.to_bytes()` keeps it.
         progress: How far the run has come.
-        evaluation: A fresh evaluation made after this update to decide whether the target is reached, or None.
+        selection: What was seen of the policy after this update to decide whether the target is reached, or None. Not
+            to be reported: `pgengine.evaluate` plays episodes that decided nothing.
         stopped_by: Why this update is the last one, or None.
     """
 
@@ -93,7 +93,7 @@ class Update:
     metrics: dict[str, float]
     policy: Policy
     progress: Progress
-    evaluation: Evaluation | None
+    selection: Selection | None
     stopped_by: StoppedBy | None
     _run: "_Run"
 
@@ -247,20 +247,20 @@ class _Run:
     def updates(self) -> Iterator[Update]:
         if self.last is not None and self.last.stopped_by is not None:
             metrics = {name: math.nan if value is None else value for name, value in self.last.metrics.items()}
-            yield self._update(metrics, self.last.evaluation, self.last.stopped_by)
+            yield self._update(metrics, self.last.selection, self.last.stopped_by)
             return
         stopped_by = None
         while stopped_by is None:
             began = time.perf_counter()
             metrics, unusable = self._step()
-            evaluation = None if unusable else self._select(metrics["mean_return"])
+            selection = None if unusable else self._select(metrics["mean_return"])
             self._advance(metrics, time.perf_counter() - began)
             self.watch = self.watch.after(metrics, self.algorithm, self.policy.updates)
-            stopped_by = unusable or self._stopped_by(evaluation)
-            yield self._update(metrics, evaluation, stopped_by)
+            stopped_by = unusable or self._stopped_by(selection)
+            yield self._update(metrics, selection, stopped_by)
 
-    def _update(self, metrics: dict[str, float], evaluation: Evaluation | None, stopped_by: StoppedBy | None) -> Update:
-        return Update(self.policy.updates, metrics, self.policy, self.progress, evaluation, stopped_by, self)
+    def _update(self, metrics: dict[str, float], selection: Selection | None, stopped_by: StoppedBy | None) -> Update:
+        return Update(self.policy.updates, metrics, self.policy, self.progress, selection, stopped_by, self)
 
     # --- one update ---
 
@@ -280,7 +280,8 @@ class _Run:
         unusable = self._unusable(batch, size)
         if self._measures():
             metrics |= gradient_figures(self.estimator, self.policy, self.tensors, batch)
-            metrics |= exact_figures(self.environment, self.policy, self.algorithm)
+            most = exact_budget(self.spec.diagnostics_every)
+            metrics |= exact_figures(self.environment, self.policy, self.algorithm, most=most)
         saturated = saturated_fraction(self.policy, batch)
         if saturated is not None:
             metrics["saturated_fraction"] = saturated
@@ -405,8 +406,11 @@ class _Run:
 
     # --- when to stop ---
 
-    def _select(self, mean_return: float) -> Evaluation | None:
-        """A fresh evaluation, if the batch reached the target and the last miss is some updates ago."""
+    def _select(self, mean_return: float) -> Selection | None:
+        """A look at the policy, if the batch reached the target and the last miss is some updates ago.
+
+        The error is shared out over the looks, of which each sees another policy: 1/2 + 1/6 + 1/12 + … = 1.
+        """
         target = self.spec.stop.target_return
         if target is None or mean_return < target:
             return None
@@ -414,13 +418,13 @@ class _Run:
             return None
         self.selected_at = self.policy.updates
         self.selections += 1
-        return evaluate_in(
+        return select(
             self.environment,
             self.policy,
-            episodes=max(SELECTION_EPISODES, self.spec.evaluation.episodes),
+            target=target,
+            error=SELECTION_ERROR / (self.selections * (self.selections + 1)),
+            episodes=self.spec.evaluation.episodes,
             seed=self.spec.seed,
-            domain="selection",
-            deterministic_episodes=0,
             survival=self.algorithm.survival,
         )
 
@@ -444,13 +448,10 @@ class _Run:
         metrics["env_steps"] = float(env_steps)
         metrics["episodes"] = float(self.progress.episodes)
 
-    def _stopped_by(self, evaluation: Evaluation | None) -> StoppedBy | None:
+    def _stopped_by(self, selection: Selection | None) -> StoppedBy | None:
         stop, progress = self.spec.stop, self.progress
-        if evaluation is not None and stop.target_return is not None:
-            # the odds that any of the attempts is lucky are shared out: 1/2 + 1/6 + 1/12 + … = 1
-            error = SELECTION_ERROR / (self.selections * (self.selections + 1))
-            if lower_bound(evaluation, error) >= stop.target_return:
-                return "target_return"
+        if selection is not None and stop.target_return is not None and reaches(selection, stop.target_return):
+            return "target_return"
         if stop.updates is not None and progress.updates >= stop.updates:
             return "updates"
         if stop.env_steps is not None and progress.env_steps >= stop.env_steps:
@@ -483,7 +484,7 @@ class _Run:
             policy=self.policy,
             progress=update.progress,
             metrics={name: value if math.isfinite(value) else None for name, value in update.metrics.items()},
-            evaluation=update.evaluation,
+            selection=update.selection,
             selected_at=self.selected_at,
             selections=self.selections,
             spec_hash=spec_hash(self.spec),

@@ -134,13 +134,21 @@ def _tell(console: Console, server: "_Server", directory: str, updates: int | No
             console.print(f"   {line}")
         evaluation = result["evaluation"]
         mean, (low, high) = evaluation["mean_return"], evaluation["confidence_interval"]
+        between = f"{low:.1f} to {high:.1f}, method {evaluation['method']}" if low is not None else "not known"
         console.print(
             f"4. Mean return of {evaluation['episodes']} fresh episodes: {mean:.1f} "
-            f"(95% confidence interval {low:.1f} to {high:.1f})."
+            f"(95% confidence interval {between})."
         )
         for finding in result["findings"]:
             console.print(f"   {finding['code']}: {finding['message']}. What to try: {finding['suggestion']}.")
         progress = job["progress"]
+        if result["target_reached"]:
+            proof = "proven" if result["target_proven"] else "approximate"
+            console.print(
+                f"   The target was reached before, on other episodes ({proof}, method {result['target_method']})."
+            )
+        if (exact := evaluation["exact_mean_return"]) is not None:
+            console.print(f"   The exact mean return is {exact:.1f}.")
         console.print(
             f"   Stopped by {result['stopped_by']} after {progress['updates']:,} updates, {progress['episodes']:,} "
             f"episodes and {progress['env_steps']:,} env_steps."

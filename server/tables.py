@@ -161,6 +161,7 @@ class Job(NamingBase):
     label: Mapped[dict[str, Any]]
     # {code, message} each; NULL of a job that an earlier version has stored
     notices: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonValue)
+    exact_absent: Mapped[dict[str, Any] | None] = mapped_column(JsonValue)
     status: Mapped[str] = mapped_column(String(32), default="queued")
     attempt: Mapped[int] = mapped_column(default=1)
     max_attempts: Mapped[int]
@@ -203,6 +204,8 @@ class Checkpoint(NamingBase):
     replica: Mapped[int] = mapped_column(default=0)
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    # what decided that it is the best; a mean that was selected is too high, so it is no evaluation
+    selection: Mapped[dict[str, Any] | None] = mapped_column(JsonValue)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonValue)
     created_at: Mapped[datetime] = mapped_column(default=now())
 

@@ -54,7 +54,7 @@ class _Training:
             case "rewind":
                 self._points = {n: point for n, point in self._points.items() if n <= data["to_update"]}
             case "evaluation" if self._target is not None:
-                if (data["evaluation"]["confidence_interval"][0] or -math.inf) >= self._target:
+                if (data.get("selection", {}).get("lower_bound") or -math.inf) >= self._target:
                     self.phase = "evaluating"
 
     def _take_update(self, row: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pgengine.evaluation import student_quantile
+from pgengine.intervals import student_quantile
 
 __all__ = ["ENOUGH", "POWER", "SKEWEST", "BiasTest", "Moments", "bias_test"]
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt64
 
+from pgengine.intervals import ReturnRange
 from pgengine.spaces import SpaceSpec
 from pgengine.spec import Spec
 
@@ -37,11 +38,17 @@ class EnvironmentFacts(Spec):
     """Whether every episode ends with probability 1 without a limit, whoever acts, or has one."""
     reward_threshold: float | None = None
     """Mean return at which the registered id counts as solved."""
+    return_range: ReturnRange | None = None
+    """Between which numbers every return lies, whoever acts; null where they are not known, or there are none."""
+    cut_return_range: ReturnRange | None = None
+    """The same of episodes that may also end after any step, as they do where the discount is a termination."""
     exact: Literal["finite_mdp", "lqr"] | None = None
     """What exact answers are known by, if they are."""
     repeatable: bool = True
     """False if the same episodes, begun with the same seeds and played with the same actions, were seen to differ:
     such an environment draws from a generator that its seed does not set, or keeps something from earlier episodes."""
+    states: int | None = None
+    """States of a finite MDP, seen or not; null for others."""
     state_names: list[str] | None = None
     """What people call the observations of a finite MDP."""
     action_names: list[str] | None = None

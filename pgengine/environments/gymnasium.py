@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped, UInt64
 
 from pgengine.environments.arguments import constructor_arguments
 from pgengine.environments.episodes import EnvironmentFacts, Step
+from pgengine.environments.ranges import known_rewards, range_of_steps
 from pgengine.environments.registry import making, registered
 from pgengine.environments.returned import Returned, UnclearReturn
 from pgengine.errors import EnvironmentFailure, SpecError
@@ -78,13 +79,17 @@ class GymnasiumEpisodes:
                 "episode_limit_missing",
                 f"{self.spec.id} has no episode limit of its own; give max_episode_steps, it is part of the objective",
             )
+        fixed = self.spec.id in NEVER_TERMINATES
+        rewards = known_rewards(environment)
         return EnvironmentFacts(
             observation_space=observation_space,
             action_space=action_space,
             max_episode_steps=limit,
             limit_from="id" if self.spec.max_episode_steps is None else "declared",
-            fixed_steps=limit if self.spec.id in NEVER_TERMINATES else None,
+            fixed_steps=limit if fixed else None,
             reward_threshold=self._registered.reward_threshold,
+            return_range=range_of_steps(rewards, limit, fixed=fixed),
+            cut_return_range=range_of_steps(rewards, limit, fixed=False),
         )
 
     @property

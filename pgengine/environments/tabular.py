@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from pgengine.environments.arrays import array_of, check_each, probabilities_of
 from pgengine.environments.draws import cumulated, index_at, normals, uniform_of_word
 from pgengine.environments.episodes import EnvironmentFacts, Step
+from pgengine.environments.ranges import Moves, range_of_moves
 from pgengine.errors import EnvironmentFailure, SpecError
 from pgengine.spaces import DiscreteSpace
 from pgengine.spec import TabularSpec
@@ -81,6 +82,7 @@ class TabularMDP:
         self._cdf = cumulated(self.transitions)
         self._sees_states = bool((self.observations == np.arange(S)).all())
         fixed_steps, limit_cuts = self._lengths()
+        moves = self._moves()
         self.facts = EnvironmentFacts(
             observation_space=DiscreteSpace(n=kinds),
             action_space=DiscreteSpace(n=A),
@@ -90,12 +92,27 @@ class TabularMDP:
             limit_cuts=limit_cuts,
             ends_for_certain=spec.horizon is not None or self._ends(),
             reward_threshold=reward_threshold,
+            return_range=None if moves is None else range_of_moves(moves, spec.horizon, may_end=False),
+            cut_return_range=None if moves is None else range_of_moves(moves, spec.horizon, may_end=True),
             exact="finite_mdp",
+            states=S,
             state_names=_observation_names(spec, self.observations, kinds),
             action_names=_names(spec.action_names, A, "/action_names"),
         )
         self._states = np.zeros(0, dtype=np.int64)
         self._steps = 0
+
+    def _moves(self) -> Moves | None:
+        """All moves that have a probability; None if a reward has Gaussian noise, which knows no bounds."""
+        if self.reward_deviation is not None and np.any(self.reward_deviation[~self.terminal] > 0.0):
+            return None
+        before, actions, after = np.nonzero(self.transitions * ~self.terminal[:, None, None])
+        rewards = self.rewards[before, actions, after]
+        if self.reward_values is not None and self.reward_probabilities is not None:
+            move, drawn = np.nonzero(self.reward_probabilities[before, actions] > 0.0)
+            rewards = self.reward_values[before[move], actions[move], drawn]
+            before, after = before[move], after[move]
+        return Moves(before, after, rewards, self.initial > 0.0)
 
     def _lengths(self) -> tuple[int | None, bool]:
         """How long every episode is, if all are equally long, and whether some may reach the limit unfinished.

@@ -12,7 +12,7 @@ from pgengine.exact.linear_quadratic import (
     optimal_control,
     stationary_control,
 )
-from pgengine.exact.objective import check_exact, exact_cost, exact_gradient, exact_return
+from pgengine.exact.objective import check_exact, exact_gradient, exact_return
 from pgengine.exact.optima import (
     BestStationary,
     OptimalPlan,
@@ -55,7 +55,6 @@ __all__ = [
     "entropies_of",
     "enumerate_trajectories",
     "estimate_moments",
-    "exact_cost",
     "exact_gradient",
     "exact_return",
     "exact_values",

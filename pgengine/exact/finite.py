@@ -34,10 +34,9 @@ from pgengine.exact.tables import (
 )
 from pgengine.policies import Policy
 
-__all__ = ["ExactValues", "Visits", "exact_values", "finite_cost", "finite_gradient", "table_return", "visit_weights"]
+__all__ = ["ExactValues", "Visits", "exact_values", "finite_gradient", "table_return", "visit_weights"]
 
 MAX_NUMBERS = 50_000_000  # of a table over time and states
-STEP = 5_000  # multiply-adds that a time step takes at least, because each begins operations anew
 
 
 @dataclass(frozen=True)
@@ -321,10 +320,3 @@ def finite_gradient(
     if entropy:
         surrogate = surrogate + entropy * (torch.as_tensor(weights.entropies) * entropies_of(log_pi)).sum()
     return flat_gradient(surrogate, parameters)
-
-
-def finite_cost(mdp: TabularMDP) -> int:
-    """Multiply-adds of one evaluation of J and its gradient by the theorem."""
-    shape: tuple[int, ...] = mdp.transitions.shape
-    S, A = shape[0], shape[1]
-    return 2 * S * S * A + (S * S * S + STEP if mdp.horizon is None else mdp.horizon * max(3 * S * S, STEP))

@@ -30,8 +30,9 @@ from pgengine.environments.lqr import Lqr
 from pgengine.errors import SpecError
 from pgengine.exact.ascent import climb
 from pgengine.exact.tables import flat_gradient, parameters_in_double
+from pgengine.exactness import check_linear_gaussian
 from pgengine.policies import Policy
-from pgengine.spec import GaussianSpec, LinearPolicySpec, PlainFeaturesSpec
+from pgengine.spec import GaussianSpec
 
 __all__ = [
     "BestLinear",
@@ -43,13 +44,11 @@ __all__ = [
     "linear_gradient",
     "linear_return",
     "linear_values",
-    "lqr_cost",
     "lqr_return",
     "optimal_control",
     "stationary_control",
 ]
 
-STEP = 150_000  # multiply-adds that a time step takes at least, because it begins some fifty operations anew
 DOUBLINGS = 60  # of the steps of the Riccati recursion: 2^60 of them are for ever
 HALF_LOG_2_PI_E = 0.5 * math.log(2.0 * math.pi * math.e)
 
@@ -66,25 +65,9 @@ def linear_gaussian(
     Raises:
         SpecError: if it is another policy.
     """
-    spec, distribution = policy.spec, policy.spec.distribution
-    if not (
-        isinstance(spec, LinearPolicySpec)
-        and (spec.features is None or isinstance(spec.features, PlainFeaturesSpec))
-        and isinstance(distribution, GaussianSpec)
-        and distribution.sigma != "head"
-    ):
-        raise SpecError(
-            "/policy",
-            "exact_needs_linear_gaussian",
-            "exact values of a linear system need a linear policy with plain features and a Gaussian whose sigma is "
-            "fixed or learned; take such a policy, or look at the signal-to-noise ratio that training reports",
-        )
-    if spec.normalise_observations:
-        raise SpecError(
-            "/policy/normalise_observations",
-            "exact_needs_no_normaliser",
-            "a normaliser clips what it reads, so the policy is not linear; switch it off",
-        )
+    check_linear_gaussian(policy.spec)
+    distribution = policy.spec.distribution
+    assert isinstance(distribution, GaussianSpec), "it was checked"
     theta = parameters["theta"]
     if distribution.sigma == "learned":
         return theta, parameters["log_sigma"]
@@ -400,10 +383,3 @@ def best_linear(lqr: Lqr, *, gamma: float, deviation: float | Float64[np.ndarray
             if value > best:
                 best, where = value, point
     return BestLinear(best, where.reshape(n + 1, m), float(np.abs(objective(where)[1]).max()))
-
-
-def lqr_cost(lqr: Lqr) -> int:
-    """Multiply-adds of one evaluation of J and its gradient by the theorem's analogue."""
-    n, m = lqr.B.shape
-    in_a_step: int = 8 * n**3 + 6 * n * n * m + 4 * n * m * m
-    return lqr.horizon * max(in_a_step, STEP)

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float64
 
 from pgengine.environments import EpisodeEnvironment, Lqr, TabularMDP
-from pgengine.errors import SpecError
-from pgengine.exact.finite import finite_cost, finite_gradient, table_return
-from pgengine.exact.linear_quadratic import linear_gaussian, linear_gradient, linear_return, lqr_cost
+from pgengine.exact.finite import finite_gradient, table_return
+from pgengine.exact.linear_quadratic import linear_gaussian, linear_gradient, linear_return
 from pgengine.exact.tables import log_policy, parameters_in_double
+from pgengine.exactness import needs_a_model
 from pgengine.policies import Policy
 
-__all__ = ["check_exact", "exact_cost", "exact_gradient", "exact_return"]
+__all__ = ["check_exact", "exact_gradient", "exact_return"]
 
 
 def check_exact(policy: Policy, environment: EpisodeEnvironment) -> None:
@@ -30,7 +30,7 @@ def check_exact(policy: Policy, environment: EpisodeEnvironment) -> None:
     elif isinstance(environment, Lqr):
         linear_gaussian(policy, parameters_in_double(policy))
     else:
-        raise _no_model()
+        raise needs_a_model()
 
 
 def exact_return(policy: Policy, environment: EpisodeEnvironment, *, gamma: float, entropy: float = 0.0) -> float:
@@ -53,7 +53,7 @@ def exact_return(policy: Policy, environment: EpisodeEnvironment, *, gamma: floa
         return float(table_return(environment, log_pi, gamma=gamma, entropy=entropy))
     if isinstance(environment, Lqr):
         return linear_return(policy, environment, gamma=gamma, entropy=entropy)
-    raise _no_model()
+    raise needs_a_model()
 
 
 def exact_gradient(
@@ -83,27 +83,4 @@ def exact_gradient(
         return finite_gradient(policy, environment, gamma=gamma, entropy=entropy, theorem=theorem)
     if isinstance(environment, Lqr):
         return linear_gradient(policy, environment, gamma=gamma, entropy=entropy, theorem=theorem)
-    raise _no_model()
-
-
-def exact_cost(environment: EpisodeEnvironment) -> int:
-    """About how many multiply-adds J and its gradient take, so that whoever asks at each update can decide not to.
-
-    A core makes about 3e9 of them a second; what calling small operations costs is counted as multiply-adds, too.
-
-    Raises:
-        SpecError: if the environment has no exact values.
-    """
-    if isinstance(environment, TabularMDP):
-        return finite_cost(environment)
-    if isinstance(environment, Lqr):
-        return lqr_cost(environment)
-    raise _no_model()
-
-
-def _no_model() -> SpecError:
-    return SpecError(
-        "/environment",
-        "exact_needs_a_model",
-        "exact values are known for finite MDPs and linear systems only; take one of them",
-    )
+    raise needs_a_model()

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from pgengine.distributions import Softmax
 from pgengine.errors import ShapeMismatch, SpecError
+from pgengine.exactness import needs_no_memory
 from pgengine.policies import Policy
 from pgengine.spaces import DiscreteSpace
 
@@ -35,12 +36,7 @@ def log_policy(policy: Policy, parameters: dict[str, torch.Tensor]) -> Float64[t
         SpecError: if the policy has no such table.
     """
     if policy.memory > 1:
-        raise SpecError(
-            "/policy",
-            "exact_needs_no_memory",
-            f"the policy reads the last {policy.memory} observations, so it has no table over states and no exact "
-            "values; take a policy of one observation",
-        )
+        raise needs_no_memory(policy.memory)
     observations, distribution = policy.observation_space, policy.distribution
     if not isinstance(observations, DiscreteSpace) or not isinstance(distribution, Softmax):
         raise SpecError(

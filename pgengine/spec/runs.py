@@ -34,7 +34,9 @@ class StopSpec(Spec):
     seconds: Annotated[float, Field(gt=0.0, le=31_536_000.0)] | None = None
     """Seconds of training; such a run cannot be repeated bit for bit."""
     target_return: float | None = None
-    """Mean return, proven on fresh episodes: the odds that a run stops below it are at most 5%, over all its attempts.
+    """Mean return at which the run stops. Where the exact mean return is known, it is compared with the target; where
+    the range of returns is known, the run stops below the target with probability at most 5%, over all looks at fresh
+    episodes. Where nothing is known this is only approximate: bad returns that are rare may be missed.
 
     Left out: the reward threshold with which the environment is registered, if it has one; none if another limit is
     given, or if the run goes on with a policy that exists already. null: none.

@@ -30,6 +30,7 @@ __all__ = [
     "best",
     "content",
     "content_after",
+    "evaluate",
     "forget_states",
     "get",
     "heads",
@@ -55,7 +56,7 @@ class Heads:
     Attributes:
         latest: Id of its newest checkpoint.
         latest_updates: Updates that the policy had had there.
-        best: Id of the checkpoint with the highest evaluation; None if none was evaluated.
+        best: Id of the checkpoint with the highest mean return in a selection; None if none was looked at.
     """
 
     latest: str
@@ -71,6 +72,7 @@ def put(
     *,
     job_id: str | None = None,
     state_bytes: bytes | None = None,
+    selection: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     digest: str | None = None,
 ) -> Checkpoint:
@@ -83,7 +85,8 @@ def put(
         policy_bytes: The policy, as `pgengine.load` reads it.
         job_id: The job that has made it.
         state_bytes: What the job resumes from. Older ones are kept for replays while there is room.
-        evaluation: A fresh evaluation of this very policy.
+        selection: What a selection saw of this very policy, by which the best is found.
+        evaluation: An evaluation of it on episodes that decided nothing.
         digest: SHA-256 of the policy's bytes in hexadecimal, if it was computed before the transaction.
     """
     digest = digest or sha256(policy_bytes).hexdigest()
@@ -94,6 +97,7 @@ def put(
     if row is None:
         row = _insert(session, policy_id, updates, policy_bytes, digest)
     row.job_id = row.job_id or job_id
+    row.selection = selection if selection is not None else row.selection
     row.evaluation = evaluation if evaluation is not None else row.evaluation
     session.flush()
     if state_bytes is not None:
@@ -133,11 +137,15 @@ def latest(session: Session, policy_id: str) -> Checkpoint:
 
 
 def best(session: Session, policy_id: str) -> Checkpoint | None:
-    """The checkpoint with the highest fresh evaluation, of equals the newest; None if none was evaluated."""
+    """The checkpoint with the highest mean return in a selection, of equals the newest; None if none was looked at.
+
+    A number that was selected for being high is too high on average, so it is not what the checkpoint is worth: that is
+    its evaluation, if there is one.
+    """
     return session.scalar(
         _of(policy_id)
-        .where(_mean_return(Checkpoint).is_not(None))
-        .order_by(_mean_return(Checkpoint).desc(), Checkpoint.updates.desc())
+        .where(_selected_by(Checkpoint).is_not(None))
+        .order_by(_selected_by(Checkpoint).desc(), Checkpoint.updates.desc())
         .limit(1)
     )
 
@@ -154,8 +162,8 @@ def heads(session: Session, policy_ids: Sequence[str]) -> dict[str, Heads]:
     )
     best_id = (
         select(highest.id)
-        .where(highest.policy_id == Policy.id, highest.replica == 0, _mean_return(highest).is_not(None))
-        .order_by(_mean_return(highest).desc(), highest.updates.desc())
+        .where(highest.policy_id == Policy.id, highest.replica == 0, _selected_by(highest).is_not(None))
+        .order_by(_selected_by(highest).desc(), highest.updates.desc())
         .limit(1)
         .scalar_subquery()
     )
@@ -165,6 +173,25 @@ def heads(session: Session, policy_ids: Sequence[str]) -> dict[str, Heads]:
         .where(Policy.id.in_(policy_ids))
     )
     return {policy_id: Heads(newest_id, updates, found) for policy_id, newest_id, updates, found in rows}
+
+
+def evaluate(
+    session: Session, policy_id: str, updates: int, digest: str, evaluation: dict[str, Any]
+) -> Checkpoint | None:
+    """Keep an evaluation of a checkpoint that is kept already; None if it has been replaced by another.
+
+    Args:
+        session: A writing transaction.
+        policy_id: Whose checkpoint it is.
+        updates: Updates that the policy had had.
+        digest: SHA-256 of the bytes that were evaluated, in hexadecimal.
+        evaluation: On episodes that decided nothing.
+    """
+    row = session.scalar(_of(policy_id).where(Checkpoint.updates == updates, Checkpoint.sha256 == digest))
+    if row is not None:
+        row.evaluation = evaluation
+        session.flush()
+    return row
 
 
 def list_(
@@ -231,8 +258,8 @@ def _of(policy_id: str) -> Select[Checkpoint]:
     return select(Checkpoint).where(Checkpoint.policy_id == policy_id, Checkpoint.replica == 0)
 
 
-def _mean_return(entity: type[Checkpoint]) -> ColumnElement[float]:
-    mean_return: ColumnElement[float] = type_coerce(entity.evaluation, JSON)["mean_return"].as_float()
+def _selected_by(entity: type[Checkpoint]) -> ColumnElement[float]:
+    mean_return: ColumnElement[float] = type_coerce(entity.selection, JSON)["mean_return"].as_float()
     return mean_return
 
 

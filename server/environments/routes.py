@@ -205,6 +205,7 @@ def _published(facts: EnvironmentFacts) -> dict[str, Any]:
         "limit_from": facts.limit_from,
         "episode_length": facts.episode_length,
         "reward_threshold": facts.reward_threshold,
+        "return_range": facts.return_range,
         "exact": facts.exact,
         "state_names": facts.state_names,
         "action_names": facts.action_names,

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Discriminator, RootModel, Tag
 from pydantic_core import PydanticCustomError
 
+from pgengine.intervals import ReturnRange
 from pgengine.notices import Notice
 from pgengine.spaces import SpaceSpec
 from pgengine.spec import EnvironmentSpec
@@ -128,6 +129,9 @@ class Environment(Answer):
     """Whether all episodes are known to take the same number of steps."""
     reward_threshold: float | None
     """Mean return at which the registered id counts as solved; the default of `stop.target_return`."""
+    return_range: ReturnRange | None
+    """Between which numbers every return lies, whoever acts, so that intervals and targets can be proven; null where
+    this is not known, and for environments that were stored by earlier versions."""
     exact: Literal["finite_mdp", "lqr"] | None
     """What its exact gradient is known by, so that estimators can be checked against it; null if it is not."""
     state_names: list[str] | None

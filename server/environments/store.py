@@ -177,7 +177,7 @@ def kind_of(row: Environment) -> Literal["gymnasium", "tabular", "lqr"]:
 def _is_short(row: Environment) -> bool:
     """Whether an earlier version, which did not look for as much, has stored it."""
     played = row.facts["limit_from"] in ("id", "declared") and row.facts.get("exact") is None
-    return "exact" not in row.facts or (played and "repeatable" not in row.facts)
+    return not {"exact", "states"} <= row.facts.keys() or (played and "repeatable" not in row.facts)
 
 
 def _with_hash(session: Session, content_hash: str) -> Environment | None:

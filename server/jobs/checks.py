@@ -266,9 +266,9 @@ def _bodies(session: Session, rows: Sequence[Row], *, arrays: bool = True) -> li
 
 
 def _body(row: Row, reason: store.QueueReason | None, *, arrays: bool) -> GradientCheckJob:
-    policy = row.spec["policy"] | {"initial_parameters": None}
+    policy = row.spec["policy"]
     if not arrays:
-        policy = store.without_feature_arrays(policy)
+        policy = store.without_feature_arrays(policy) | {"initial_parameters": None}
     return GradientCheckJob(
         id=row.id,
         name=row.name,

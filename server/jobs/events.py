@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from pgengine.checking import GradientCheck
-from server.checkpoints.schemas import Evaluation
+from server.checkpoints.schemas import Evaluation, Selection
 from server.ids import CheckpointId, JobId
 from server.jobs.schemas import Failure, Progress, Result, Status
 from server.pages import Page
@@ -107,14 +107,19 @@ class CheckpointEvent(_Event):
 
 
 class EvaluationData(Answer):
-    """What fresh episodes said of a checkpoint."""
+    """What fresh episodes said of a checkpoint: to decide something, or to be reported."""
 
     checkpoint_id: CheckpointId
     """The checkpoint."""
     updates: int
     """Updates that the policy had had."""
-    evaluation: Evaluation
-    """What they said."""
+    purpose: Literal["selection", "report"] | None = None
+    """What they were played for: to see whether the target is reached and which checkpoint is the best, or to report
+    what the policy is worth. Missing in events of earlier versions."""
+    selection: Selection | None = None
+    """What was seen, where something was decided by it."""
+    evaluation: Evaluation | None = None
+    """What was seen, where nothing was."""
 
 
 class EvaluationEvent(_Event):

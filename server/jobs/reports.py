@@ -7,7 +7,19 @@ a `Report` of what has happened since the last one, again and again, and an `Out
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Claim", "Failure", "FailureCode", "JobKind", "Measured", "Outcome", "Progress", "Report", "Snapshot"]
+__all__ = [
+    "Claim",
+    "Evaluated",
+    "Failure",
+    "FailureCode",
+    "JobKind",
+    "Measured",
+    "Outcome",
+    "Progress",
+    "Report",
+    "Rival",
+    "Snapshot",
+]
 
 JobKind = Literal["training", "gradient_check"]
 FailureCode = Literal["diverged", "environment_error", "out_of_memory", "worker_lost", "timeout", "internal"]
@@ -54,14 +66,48 @@ class Snapshot:
         progress: How far the job was; a resumed attempt counts on from here.
         policy_bytes: The policy, as `pgengine.load` reads it.
         state_bytes: What `pgengine.train` resumes from, to the bit.
-        evaluation: A fresh evaluation of this very policy, if there was one.
+        selection: What decided something about this very policy, if it was looked at.
+        evaluation: An evaluation of it on episodes that decided nothing, if there was one.
     """
 
     updates: int
     progress: Progress
     policy_bytes: bytes
     state_bytes: bytes | None = None
+    selection: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """The best checkpoint that a policy has: what those of a job are compared with.
+
+    Attributes:
+        updates: Number of updates that the policy had had.
+        mean_return: What a selection saw of it.
+        policy_bytes: The policy, as `pgengine.load` reads it.
+        is_evaluated: Whether there is an evaluation of it on episodes that decided nothing.
+    """
+
+    updates: int
+    mean_return: float
+    policy_bytes: bytes = field(repr=False)
+    is_evaluated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An evaluation of a checkpoint that is kept already.
+
+    Attributes:
+        updates: Number of updates that the policy had had.
+        sha256: Of its bytes, in hexadecimal.
+        evaluation: On episodes that decided nothing.
+    """
+
+    updates: int
+    sha256: str
+    evaluation: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +119,14 @@ class Report:
         metrics: Updates in order, without gaps.
         checkpoint: A checkpoint to be kept.
         fingerprint: Where the job is computed: versions, device, threads.
+        evaluated: An earlier checkpoint that turned out to be the best, with its evaluation.
     """
 
     progress: Progress | None = None
     metrics: tuple[Measured, ...] = ()
     checkpoint: Snapshot | None = None
     fingerprint: dict[str, str | int] | None = None
+    evaluated: Evaluated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +169,7 @@ class Claim:
         state_bytes: State to resume from; None at the job's beginning.
         behaviour_bytes: The policy that acts in training, if that is another one.
         kind: What is to be computed.
+        rival: The best checkpoint of the policy so far, if one was looked at.
     """
 
     job_id: str
@@ -133,3 +182,4 @@ class Claim:
     state_bytes: bytes | None = field(repr=False)
     behaviour_bytes: bytes | None = field(default=None, repr=False)
     kind: JobKind = "training"
+    rival: Rival | None = None

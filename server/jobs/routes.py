@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 import pgengine
 from pgengine.errors import SpecError
+from pgengine.exactness import ExactAbsence, unmeasured
 from pgengine.footprint import check_footprint
 from pgengine.labels import Label
 from pgengine.notices import Notice, notices_of
@@ -193,6 +194,7 @@ class _Draft:
     label: Label
     notices: list[Notice]
     behaviour_id: str | None
+    exact_absent: ExactAbsence | None
 
 
 def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Response:
@@ -205,7 +207,7 @@ def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Re
     answer = TrainingJobValidation(
         policy_id=policy_id,
         environment_id=body.environment if isinstance(body.environment, str) else None,
-        policy=spec.policy.model_copy(update={"initial_parameters": None}),
+        policy=spec.policy,
         parameters=_parameters(database, draft.policy),
         algorithm=spec.algorithm,
         stop=spec.stop,
@@ -216,6 +218,7 @@ def _validated(database: Database, body: TrainingJobCreate, draft: _Draft) -> Re
         label=draft.label,
         notices=draft.notices,
         objective=draft.label.objective,
+        exact_absent=draft.exact_absent,
     )
     return Response(answer.model_dump_json(), media_type=JSON)
 
@@ -268,6 +271,7 @@ def _draft(database: Database, body: TrainingJobCreate, allowed: AllowList, sett
         label=pgengine.label(spec, environment.facts),
         notices=notices_of(environment.facts, spec.policy),
         behaviour_id=None if acting is None else acting.checkpoint_id,
+        exact_absent=unmeasured(environment.facts, spec.policy, spec.diagnostics_every),
     )
 
 
@@ -365,6 +369,7 @@ def _create(session: Session, body: TrainingJobCreate, draft: _Draft, settings: 
         metadata=dict(body.metadata),
         checkpoint_id=draft.behaviour_id,
         notices=[notice.model_dump(mode="json") for notice in draft.notices],
+        exact_absent=None if draft.exact_absent is None else draft.exact_absent.model_dump(mode="json"),
     )
 
 
@@ -499,7 +504,7 @@ def get_training_job_metrics(
     media_type = negotiated(accept, (JSON, CSV, NDJSON))
     names = None if keys is None else [name for name in keys if name]
     with database.read() as session:
-        store.get(session, job_id, "training")
+        row = store.get(session, job_id, "training")
         known = history.names(session, job_id)
         if not set(names or ()) <= set(known):
             raise invalid("/keys", "unknown_metric", f"Expected names of metrics: {', '.join(known)}.")
@@ -517,6 +522,7 @@ def get_training_job_metrics(
         values=curves.values,
         nonfinite=curves.nonfinite,
         recorded=curves.recorded,
+        exact_absent=cast(Any, row.exact_absent),
     )
     return Response(metrics.model_dump_json(), media_type=JSON)
 
@@ -564,6 +570,7 @@ def _body(row: Row, reason: store.QueueReason | None) -> TrainingJob:
         attempt=row.attempt,
         label=cast(Any, row.label),
         notices=cast(Any, row.notices or []),
+        exact_absent=cast(Any, row.exact_absent),
         diagnostics_every=row.spec.get("diagnostics_every", 0),
         **{name: row.spec[name] for name in ("algorithm", "stop", "evaluation", "seed", "device")},
         progress=Progress(updates=row.updates, env_steps=row.env_steps, episodes=row.episodes, fraction=row.fraction),

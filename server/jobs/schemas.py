@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pgengine.checking import GradientCheck
+from pgengine.exactness import ExactAbsence
 from pgengine.explanations import Explanation
 from pgengine.findings import Finding
+from pgengine.intervals import Method
 from pgengine.labels import Label, Objective
 from pgengine.notices import Notice
 from pgengine.spec import (
@@ -114,13 +116,20 @@ class Result(Answer):
     """What a job has come to."""
 
     evaluation: Evaluation
-    """Of the final policy, on fresh episodes that nothing was selected by."""
+    """Of the final policy, on fresh episodes by which nothing was selected."""
     checkpoint_id: CheckpointId
     """The final policy."""
     stopped_by: Literal["target_return", "updates", "env_steps", "seconds", "effective_sample_size", "ratio_variance"]
     """Which limit ended it, or that too few trajectories carried the weight of a batch."""
     target_reached: bool | None
-    """Whether the target return was proven; null if there was none."""
+    """Whether the job stopped because the final policy was seen to reach the target return; null if there was none."""
+    target_method: Method | None = None
+    """How that was seen: `exact` (the mean return is known), `betting` (from fresh episodes, for returns in a known
+    range), or `t` (from fresh episodes, approximately: nothing is known of the range of returns). null if it was not,
+    and in results of earlier versions, which took `t`."""
+    target_proven: bool | None = None
+    """Whether it is proven: by `exact` for certain, by `betting` but for 5% over all looks of the job, whatever the
+    returns are like. false for `t`: rare bad returns may have been missed. null as before."""
     findings: list[Finding] = Field(default_factory=list)
     """What the job should be told of, such as that nothing was learned, and what to try; empty where there is nothing
     to say, and for jobs of earlier versions."""
@@ -158,6 +167,9 @@ class TrainingJob(Answer):
     """What the gradient estimate is, compared with the gradient of the objective."""
     notices: list[Notice]
     """What else is worth knowing of the policy in this environment; the first events tell it, too."""
+    exact_absent: ExactAbsence | None
+    """Why its updates have no `exact_return` and `exact_gradient_norm`; null if those that are measured have them, and
+    for jobs of earlier versions."""
     algorithm: AlgorithmSpec
     """How it learns, all defaults written out."""
     stop: StopSpec
@@ -203,7 +215,7 @@ class TrainingJobValidation(Answer):
     environment_id: EnvironmentId | None
     """What it would learn in, where the body names it."""
     policy: PolicySpec
-    """Network and distribution, all defaults written out; without initial parameters."""
+    """Network and distribution, all defaults written out."""
     parameters: int
     """Numbers in the policy."""
     algorithm: AlgorithmSpec
@@ -224,6 +236,8 @@ class TrainingJobValidation(Answer):
     """What else is worth knowing of the policy in this environment."""
     objective: Objective
     """What the gradient would be a gradient of."""
+    exact_absent: ExactAbsence | None
+    """Why its updates would have no `exact_return` and `exact_gradient_norm`; null if those that are measured would."""
 
 
 # --- gradient checks --------------------------------------------------------------------------------------------------
@@ -295,8 +309,8 @@ class GradientCheckJob(Answer):
     attempt: int
     """1, and one more after each crash of a worker; each begins again and comes to the same result."""
     policy: PolicySpec
-    """Network and distribution, all defaults written out; without initial parameters, and in lists without the
-    arrays of its features."""
+    """Network and distribution, all defaults written out, with the initial parameters that were given; in lists
+    without them and without the arrays of its features."""
     estimators: list[AlgorithmSpec]
     """What is compared, all defaults written out."""
     labels: list[Label]
@@ -369,3 +383,5 @@ class Metrics(Answer):
     """By name, the updates in which the value was not finite."""
     recorded: int
     """Updates that are recorded in the range; more than rows if the curve was down-sampled."""
+    exact_absent: ExactAbsence | None
+    """Why `exact_return` and `exact_gradient_norm` are missing, as in the job."""

@@ -35,7 +35,7 @@ from server.database import now
 from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy, TooManyRequests
 from server.ids import new_id
 from server.jobs import history
-from server.jobs.reports import Claim, JobKind, Outcome, Progress, Report, Snapshot
+from server.jobs.reports import Claim, JobKind, Outcome, Progress, Report, Rival, Snapshot
 from server.metrics import JobFigures
 from server.pages import PageQuery, Slice, fetch
 from server.tables import JOB_STATUSES, TERMINAL_STATUSES, Checkpoint, Environment, Job
@@ -168,6 +168,7 @@ def create(
     key_id: str | None = None,
     most_open: int | None = None,
     notices: Sequence[dict[str, Any]] = (),
+    exact_absent: dict[str, Any] | None = None,
 ) -> Job:
     """Queue a job.
 
@@ -187,6 +188,7 @@ def create(
         key_id: Who asks for it.
         most_open: Most jobs of that key that have not ended, this one included; None for no bound.
         notices: What is worth knowing before it is done, {code, message} each; the first events tell them, too.
+        exact_absent: Why its updates will have no exact figures, as JSON; None if they will, or for a gradient check.
 
     Raises:
         PolicyBusy: if another training job of the policy has not ended.
@@ -207,6 +209,7 @@ def create(
         spec={name: value for name, value in spec.items() if name != "environment"},
         label=label,
         notices=list(notices),
+        exact_absent=exact_absent,
         status="queued",
         attempt=1,
         max_attempts=max_attempts,
@@ -524,7 +527,16 @@ def _claimed_training(session: Session, job: Job) -> Claim:
         policy_bytes=checkpoints.content(session, checkpoint.id),
         state_bytes=state_bytes,
         behaviour_bytes=_held_content(session, job),
+        rival=_rival(session, job.policy_id),
     )
+
+
+def _rival(session: Session, policy_id: str) -> Rival | None:
+    best = checkpoints.best(session, policy_id)
+    if best is None or best.selection is None:
+        return None
+    policy_bytes = checkpoints.content(session, best.id)
+    return Rival(best.updates, best.selection["mean_return"], policy_bytes, best.evaluation is not None)
 
 
 def _claimed_check(session: Session, job: Job) -> Claim:
@@ -762,6 +774,12 @@ def _record(session: Session, job: Job, report: Report, instant: datetime) -> No
         _record_checkpoint(session, job, report.checkpoint, instant)
         # with a checkpoint, because counting at every report would cost more than writing it
         history.thin(session, job.id)
+    if report.evaluated is not None and job.policy_id is not None:
+        told = history.finite(report.evaluated.evaluation)
+        of = report.evaluated
+        checkpoint = checkpoints.evaluate(session, job.policy_id, of.updates, of.sha256, told)
+        if checkpoint is not None:
+            _emit_evaluation(session, job, checkpoint, instant, "report", told)
 
 
 def _set_progress(job: Job, progress: Progress) -> None:
@@ -780,6 +798,7 @@ def _compare_fingerprint(session: Session, job: Job, fingerprint: dict[str, str 
 
 def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: datetime) -> None:
     assert job.policy_id is not None, "only a training has checkpoints"
+    selection = None if snapshot.selection is None else history.finite(snapshot.selection)
     evaluation = None if snapshot.evaluation is None else history.finite(snapshot.evaluation)
     checkpoint = checkpoints.put(
         session,
@@ -788,6 +807,7 @@ def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: 
         snapshot.policy_bytes,
         job_id=job.id,
         state_bytes=snapshot.state_bytes,
+        selection=selection,
         evaluation=evaluation,
     )
     named = {"checkpoint_id": checkpoint.id, "updates": snapshot.updates}
@@ -802,8 +822,24 @@ def _record_checkpoint(session: Session, job: Job, snapshot: Snapshot, instant: 
     if written is None or written["checkpoint_id"] != checkpoint.id:
         # an evaluation of a checkpoint that is known already is no other checkpoint
         history.emit(session, job, "checkpoint", {**named, "progress": counted}, instant)
+    if selection is not None:
+        _emit_evaluation(session, job, checkpoint, instant, "selection", selection)
     if evaluation is not None:
-        history.emit(session, job, "evaluation", {**named, "evaluation": evaluation}, instant)
+        _emit_evaluation(session, job, checkpoint, instant, "report", evaluation)
+
+
+def _emit_evaluation(
+    session: Session,
+    job: Job,
+    checkpoint: Checkpoint,
+    instant: datetime,
+    purpose: Literal["selection", "report"],
+    told: dict[str, Any],
+) -> None:
+    """Says what episodes were played for, and keeps what decided something apart from what is reported."""
+    data = {"checkpoint_id": checkpoint.id, "updates": checkpoint.updates, "purpose": purpose}
+    data["selection" if purpose == "selection" else "evaluation"] = told
+    history.emit(session, job, "evaluation", data, instant)
 
 
 def _rewind(session: Session, job: Job, checkpoint: Checkpoint, instant: datetime) -> None:

@@ -71,7 +71,8 @@ class Policy(PolicySummary):
     spec: PolicySpec
     """Network and distribution, all defaults written out."""
     best_checkpoint_id: CheckpointId | None
-    """The checkpoint with the highest fresh evaluation; null if none was evaluated."""
+    """The checkpoint whose selection has the highest mean return, of equals the newest; null if none was looked at.
+    What it is worth is its evaluation, made on other episodes at the end of the job."""
     observation_space: SpaceSpec
     """What it reads."""
     action_space: SpaceSpec

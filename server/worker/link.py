@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Discriminator, TypeAdapter
 
-from server.jobs.reports import JobKind, Outcome, Report
+from server.jobs.reports import JobKind, Outcome, Report, Rival
 
 __all__ = [
     "LARGEST_FRAME",
@@ -55,8 +55,8 @@ class Ready:
 class Start:
     """A job to compute. `state_bytes` resumes it after so many `updates`; without them it begins with the policy.
 
-    `behaviour_bytes` is the policy that acts in training, if that is another one. A gradient check whose spec describes
-    its policy comes without `policy_bytes`.
+    `behaviour_bytes` is the policy that acts in training, if that is another one; `rival` is the policy's best
+    checkpoint so far. A gradient check whose spec describes its policy comes without `policy_bytes`.
     """
 
     job_id: str
@@ -67,6 +67,7 @@ class Start:
     checkpoint_seconds: float
     behaviour_bytes: bytes | None = field(default=None, repr=False)
     job_kind: JobKind = "training"
+    rival: Rival | None = None
     kind: Literal["start"] = "start"
 
 

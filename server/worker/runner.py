@@ -5,17 +5,21 @@ Knows the engine and the link; knows no database, no process and no signal.
 
 import time
 import traceback
+from contextlib import closing
+from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from pgengine.errors import CheckpointError, DivergedError, EnvironmentFailure, SpecError
 from pgengine.spec import GradientCheckSpec, TrainingSpec
-from server.jobs.reports import Failure, Measured, Outcome, Progress, Report, Snapshot
+from server.jobs.reports import Evaluated, Failure, Measured, Outcome, Progress, Report, Rival, Snapshot
 from server.logs import log
 from server.memory import is_out_of_memory, out_of_memory
 from server.worker.link import Answer, Channel, Command, Finished, LinkClosed, Released, Reported, Start
 
 if TYPE_CHECKING:
-    from pgengine import Evaluation, Update
+    from pgengine import EpisodeEnvironment, Evaluation, Policy, Update
+    from pgengine.evaluation import Selection
 
 __all__ = ["REPORT_SECONDS", "run"]
 
@@ -55,28 +59,69 @@ def _train(job: Start, reporter: "_Reporter") -> Finished | Released:
     policy = pgengine.load(job.policy_bytes)
     reporter.describe(pgengine.runtime_fingerprint(policy))
     behaviour = None if job.behaviour_bytes is None else pgengine.load(job.behaviour_bytes)
-    update: Update | None = None
-    for update in pgengine.train(spec, policy=policy, resume_from=job.state_bytes, behaviour=behaviour):
-        command = reporter.add(update)
-        if command == "cancel":
-            return Finished(Outcome("cancelled", report=reporter.rest_with(update)))
-        if command == "release":
-            return Released(reporter.rest_with(update))
-        policy = update.policy
-    if update is not None:
+    rival = job.rival
+    with closing(pgengine.open_environment(spec.environment)) as environment:
+        run = pgengine.train(
+            spec, environment=environment, policy=policy, resume_from=job.state_bytes, behaviour=behaviour
+        )
+        for update in run:
+            command = reporter.add(update)
+            if command == "cancel":
+                return Finished(Outcome("cancelled", report=reporter.rest_with(update)))
+            if command == "release":
+                return Released(reporter.rest_with(update))
+            if update.stopped_by is None and update.selection is not None:
+                rival = _better(rival, update)
         # a crash during the evaluation must not cost the last updates
         reporter.checkpoint(update)
-    evaluation = pgengine.evaluate(
+        selection = update.selection or _looked_at(environment, update.policy, spec)
+        evaluation = _evaluated(environment, update.policy, spec)
+        report = reporter.rest_with(update, selection.model_dump(mode="json"), evaluation.model_dump(mode="json"))
+        if rival is not None and rival.mean_return > selection.mean_return and not rival.is_evaluated:
+            best = pgengine.load(rival.policy_bytes)
+            told = Evaluated(
+                rival.updates,
+                sha256(rival.policy_bytes).hexdigest(),
+                _evaluated(environment, best, spec).model_dump(mode="json"),
+            )
+            report = replace(report, evaluated=told)
+    return Finished(Outcome("succeeded", report=report, result=_result(spec, update, evaluation)))
+
+
+def _better(rival: Rival | None, update: "Update") -> Rival | None:
+    """The better of two checkpoints of a policy, by what selections saw of them; of equals the newer one."""
+    if update.selection is None or (rival is not None and rival.mean_return > update.selection.mean_return):
+        return rival
+    return Rival(update.updates, update.selection.mean_return, update.policy.to_bytes(), is_evaluated=False)
+
+
+def _looked_at(environment: "EpisodeEnvironment", policy: "Policy", spec: TrainingSpec) -> "Selection":
+    """What the final policy is compared with other checkpoints by, where no look at a target has told it."""
+    from pgengine.evaluation import SELECTION_ERROR, select
+
+    return select(
+        environment,
         policy,
-        spec.environment,
+        target=None,
+        error=SELECTION_ERROR,
+        episodes=spec.evaluation.episodes,
+        seed=spec.seed,
+        survival=spec.algorithm.survival,
+    )
+
+
+def _evaluated(environment: "EpisodeEnvironment", policy: "Policy", spec: TrainingSpec) -> "Evaluation":
+    """What a policy is worth, on episodes that decide nothing."""
+    import pgengine
+
+    return pgengine.evaluate(
+        policy,
+        environment,
         episodes=spec.evaluation.episodes,
         seed=spec.seed,
         deterministic_episodes=spec.evaluation.deterministic_episodes,
         survival=spec.algorithm.survival,
     )
-    result = _result(spec, update, evaluation)
-    report = reporter.rest() if update is None else reporter.rest_with(update, result["evaluation"])
-    return Finished(Outcome("succeeded", report=report, result=result))
 
 
 def _check(job: Start, reporter: "_Reporter") -> Finished | Released:
@@ -99,14 +144,16 @@ def _check(job: Start, reporter: "_Reporter") -> Finished | Released:
     return Finished(Outcome("succeeded", report=reporter.rest(), result=result))
 
 
-def _result(spec: TrainingSpec, update: "Update | None", evaluation: "Evaluation") -> dict[str, Any]:
-    stopped_by = "updates" if update is None else update.stopped_by
-    findings = [] if update is None else update.findings(evaluation)
+def _result(spec: TrainingSpec, update: "Update", evaluation: "Evaluation") -> dict[str, Any]:
+    reached = update.stopped_by == "target_return"
+    shown = update.selection if reached else None  # a run of an earlier version kept none
     return {
         "evaluation": evaluation.model_dump(mode="json"),
-        "stopped_by": stopped_by,
-        "target_reached": None if spec.stop.target_return is None else stopped_by == "target_return",
-        "findings": [finding.model_dump(mode="json") for finding in findings],
+        "stopped_by": update.stopped_by,
+        "target_reached": None if spec.stop.target_return is None else reached,
+        "target_method": None if shown is None else shown.method,
+        "target_proven": None if shown is None else shown.is_proven,
+        "findings": [finding.model_dump(mode="json") for finding in update.findings(evaluation)],
     }
 
 
@@ -137,8 +184,8 @@ class _Reporter:
         if update.updates > self._reported_updates:
             self._metrics.append(Measured(update.updates, progress.env_steps, dict(update.metrics)))
             self._reported_updates = update.updates
-        if update.evaluation is not None or time.monotonic() >= self._checkpoint_at:
-            self._keep(update, None if update.evaluation is None else update.evaluation.model_dump(mode="json"))
+        if update.selection is not None or time.monotonic() >= self._checkpoint_at:
+            self._keep(update, _dumped(update.selection))
         return self._report()
 
     def advance(self, fraction: float) -> Command:
@@ -149,7 +196,7 @@ class _Reporter:
     def checkpoint(self, update: "Update") -> None:
         """Send a checkpoint of this update and all before, unless it has been sent."""
         if self._kept_updates != update.updates:
-            self._keep(update, None)
+            self._keep(update, _dumped(update.selection))
         if self._checkpoint is not None:
             self.settle()
             self._send()
@@ -161,31 +208,38 @@ class _Reporter:
         fingerprint, self._fingerprint = self._fingerprint, None
         return Report(self._progress, metrics, checkpoint, fingerprint)
 
-    def rest_with(self, update: "Update", evaluation: dict[str, Any] | None = None) -> Report:
+    def rest_with(
+        self, update: "Update", selection: dict[str, Any] | None = None, evaluation: dict[str, Any] | None = None
+    ) -> Report:
         """What has not been sent yet, with a checkpoint of this update."""
         if evaluation is not None or self._kept_updates != update.updates:
-            self._keep(update, evaluation)
+            # what was seen of this update when it was made has been sent with it
+            sent = update.selection is not None and self._kept_updates == update.updates
+            self._keep(update, None if sent else selection, evaluation)
         return self.rest()
 
     def settle(self) -> None:
         """Wait for the answer to the report in flight, so that none is left over for the next job."""
         self._exchange(wait=True)
 
-    def _keep(self, update: "Update", evaluation: dict[str, Any] | None) -> None:
+    def _keep(
+        self, update: "Update", selection: dict[str, Any] | None, evaluation: dict[str, Any] | None = None
+    ) -> None:
         pending = self._checkpoint
-        if pending is not None and pending.updates != update.updates and pending.evaluation is not None:
-            # a report has room for one checkpoint; an evaluated one must not be lost, others are better newer
+        if pending is not None and pending.updates != update.updates and pending.selection is not None:
+            # a report has room for one checkpoint; one that was looked at must not be lost, others are better newer
             self.settle()
             self._send()
         self._checkpoint = Snapshot(
-            update.updates, _progress(update), update.policy.to_bytes(), update.state(), evaluation
+            update.updates, _progress(update), update.policy.to_bytes(), update.state(), selection, evaluation
         )
         self._checkpoint_at = time.monotonic() + self._checkpoint_seconds
         self._kept_updates = update.updates
 
     def _report(self) -> Command:
         self._exchange(wait=False)
-        if not self._in_flight and time.monotonic() >= self._report_at:
+        # what ends the job here goes with its last message
+        if self._command == "continue" and not self._in_flight and time.monotonic() >= self._report_at:
             self._send()
         return self._command
 
@@ -204,6 +258,10 @@ class _Reporter:
             raise LinkClosed(f"an answer was expected, not {answer.kind}")
         self._in_flight = False
         self._command = answer.command
+
+
+def _dumped(selection: "Selection | None") -> dict[str, Any] | None:
+    return None if selection is None else selection.model_dump(mode="json")
 
 
 def _progress(update: "Update") -> Progress:

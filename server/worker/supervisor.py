@@ -214,6 +214,7 @@ class _Supervisor:
             checkpoint_seconds=self._settings.checkpoint_seconds,
             behaviour_bytes=claim.behaviour_bytes,
             job_kind=claim.kind,
+            rival=claim.rival,
         )
 
     def _advance(self, claim: Claim, deadlines: _Deadlines) -> bool:

@@ -17,7 +17,7 @@ from pgengine.checking.subject import Subject, open_subject
 from pgengine.checking.tails import tails_of
 from pgengine.contributions import Rows, moving_sums
 from pgengine.estimation import Estimator, gradient
-from pgengine.evaluation import student_quantile
+from pgengine.intervals import student_quantile
 from pgengine.spec import (
     AlgorithmSpec,
     GradientCheckSpec,

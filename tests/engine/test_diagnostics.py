@@ -1,6 +1,7 @@
 """Figures of the gradient in every update: unbiased where they say so, and without any effect on the training."""
 
 import math
+import re
 from statistics import NormalDist
 
 import numpy as np
@@ -11,9 +12,22 @@ import pgengine
 from pgengine.diagnostics import gradient_figures, return_figures, saturated_fraction
 from pgengine.estimation import Estimator, gradient, tensors_of
 from pgengine.exact import exact_gradient, exact_return
+from pgengine.exactness import unmeasured
 from pgengine.noise import Noise
 from pgengine.rollout import Batch, rollout
-from pgengine.spec import AlgorithmSpec, GymnasiumSpec, StopSpec, TabularSpec, TrainingSpec
+from pgengine.spec import (
+    AlgorithmSpec,
+    EnvironmentSpec,
+    GymnasiumSpec,
+    LinearPolicySpec,
+    MlpPolicySpec,
+    PolicySpec,
+    StopSpec,
+    TabularSpec,
+    TrainingSpec,
+    TransformerPolicySpec,
+)
+from tests.engine.exact_worlds import system
 from tests.engine.worlds import PENDULUM, algorithm, bandit, random_mdp, table_policy
 
 FALSE_ALARM = 1e-7
@@ -121,6 +135,48 @@ def test_where_nothing_exact_is_known_nothing_is_said() -> None:
     spec = TrainingSpec(environment=PENDULUM, algorithm=AlgorithmSpec(trajectories=4), stop=StopSpec(updates=1))
     (update,) = pgengine.train(spec)
     assert not [name for name in update.metrics if name.startswith("exact")]
+
+
+LONG_LAKE = GymnasiumSpec(id="FrozenLake-v1", max_episode_steps=1000)
+
+
+@pytest.mark.parametrize(
+    ("world", "policy", "every", "code"),
+    [
+        (random_mdp(0), MlpPolicySpec(), 1, None),
+        (random_mdp(0), MlpPolicySpec(), 0, "exact_not_measured"),
+        (random_mdp(0), TransformerPolicySpec(window=2, width=8, heads=1), 1, "exact_needs_no_memory"),
+        (LONG_LAKE, MlpPolicySpec(), 1, "exact_too_large"),
+        (LONG_LAKE, MlpPolicySpec(), 3, None),
+        (GymnasiumSpec(id="FrozenLake8x8-v1"), MlpPolicySpec(), 1, "exact_too_large"),
+        (PENDULUM, MlpPolicySpec(), 1, "exact_needs_a_model"),
+        (system(0, horizon=3), MlpPolicySpec(), 1, "exact_needs_linear_gaussian"),
+        (system(0, horizon=3), LinearPolicySpec(normalise_observations=True), 1, "exact_needs_no_normaliser"),
+        (system(0, horizon=3), LinearPolicySpec(), 1, None),
+        (system(0, horizon=14), LinearPolicySpec(), 1, "exact_too_large"),
+    ],
+)
+def test_what_is_said_of_exact_figures_is_what_an_update_has(
+    world: EnvironmentSpec, policy: PolicySpec, every: int, code: str | None
+) -> None:
+    spec = TrainingSpec(
+        environment=world,
+        policy=policy,
+        algorithm=AlgorithmSpec(trajectories=2),
+        stop=StopSpec(updates=1),
+        diagnostics_every=every,
+    )
+    facts = pgengine.describe(world)
+    learns = pgengine.resolve(spec, facts).policy
+    absent = unmeasured(facts, learns, every)
+    assert (None if absent is None else absent.code) == code
+    (update,) = pgengine.train(spec)
+    assert ("exact_return" in update.metrics) == ("exact_gradient_norm" in update.metrics) == (code is None)
+    if absent is not None and code == "exact_too_large":
+        # the message says what helps, and nothing less does
+        (said,) = re.findall(r"diagnostics_every (\d+) or more", absent.message)
+        assert unmeasured(facts, learns, int(said) - 1) is not None
+        assert unmeasured(facts, learns, int(said)) is None
 
 
 def test_the_share_of_saturated_actions() -> None:

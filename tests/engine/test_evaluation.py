@@ -4,30 +4,43 @@ import numpy as np
 import pytest
 
 import pgengine
-from pgengine.evaluation import student_quantile
 from pgengine.exact import exact_return
-from tests.engine.worlds import CARTPOLE, random_mdp, table_policy
-
-# Two-sided 95% points of Student's t from a printed table.
-TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 30: 2.042, 99: 1.984}
+from pgengine.intervals import ReturnRange
+from tests.engine.worlds import CARTPOLE, Played, paying, random_mdp, table_policy
 
 
-@pytest.mark.parametrize(("degrees", "value"), TABLE.items())
-def test_student_quantiles(degrees: int, value: float) -> None:
-    assert student_quantile(0.975, degrees) == pytest.approx(value, abs=0.01 if degrees == 3 else 0.002)
-
-
-@pytest.mark.slow
-def test_the_interval_covers_the_exact_return_as_often_as_it_says() -> None:
-    """Null: 95% of intervals hold J. Of 400, fewer than 350 or all of them have odds below 1e-6."""
+def test_what_is_known_without_sampling_stands_beside_the_sample() -> None:
     spec = random_mdp(1, horizon=4)
     policy = table_policy(spec)
-    J = exact_return(policy, pgengine.TabularMDP(spec), gamma=1.0)
-    evaluations = [
-        pgengine.evaluate(policy, spec, episodes=60, seed=seed, deterministic_episodes=0) for seed in range(400)
-    ]
-    covered = sum(e.confidence_interval[0] <= J <= e.confidence_interval[1] for e in evaluations)
-    assert 350 <= covered < 400
+    result = pgengine.evaluate(policy, spec, episodes=50, seed=1)
+    assert result.exact_mean_return == pytest.approx(exact_return(policy, pgengine.TabularMDP(spec), gamma=1.0))
+    assert result.exact_absent is None
+    assert result.mean_return != pytest.approx(result.exact_mean_return, abs=1e-6)
+    played = pgengine.evaluate(policy, Played(spec), episodes=50, seed=1)
+    assert (played.mean_return, played.exact_mean_return) == (result.mean_return, None)
+    assert played.exact_absent is not None
+    assert played.exact_absent.code == "exact_needs_a_model"
+
+
+def test_returns_that_are_all_alike_prove_nothing_beyond_what_is_known() -> None:
+    """A world that pays 1 with probability 0.999: most samples of 20 are all alike."""
+    spec = paying(0.999, 0.999)
+    policy = table_policy(spec)
+    found = {
+        known.facts.return_range: pgengine.evaluate(policy, known, episodes=20, seed=0)
+        for known in (
+            pgengine.TabularMDP(spec),
+            Played(spec, return_range=ReturnRange(low=0.0, high=1.0)),
+            Played(spec),
+        )
+    }
+    assert [result.mean_return for result in found.values()] == [1.0] * 3
+    assert [result.method for result in found.values()] == ["clopper_pearson", "betting", "t"]
+    (low, high), (bet_low, bet_high), nothing = (result.confidence_interval for result in found.values())
+    assert nothing == [None, None]
+    assert low is not None
+    assert bet_low is not None
+    assert 0.7 < bet_low < low < 0.999 < high == bet_high == 1.0
 
 
 def test_it_is_repeatable_and_fresh() -> None:
@@ -40,10 +53,9 @@ def test_it_is_repeatable_and_fresh() -> None:
 
 def test_more_episodes_than_one_wave_are_all_played() -> None:
     spec = random_mdp(1, horizon=4)
-    result = pgengine.evaluate(table_policy(spec), spec, episodes=2500, seed=0)
-    half = (result.confidence_interval[1] - result.confidence_interval[0]) / 2
-    few = pgengine.evaluate(table_policy(spec), spec, episodes=100, seed=0)
-    wide = (few.confidence_interval[1] - few.confidence_interval[0]) / 2
+    result = pgengine.evaluate(table_policy(spec), Played(spec), episodes=2500, seed=0)
+    few = pgengine.evaluate(table_policy(spec), Played(spec), episodes=100, seed=0)
+    half, wide = (np.diff(np.array(one.confidence_interval, dtype=float)) for one in (result, few))
     assert result.episodes == 2500
     assert np.isclose(half, wide / 5, rtol=0.3)
 

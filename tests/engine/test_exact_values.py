@@ -9,7 +9,6 @@ import torch
 import pgengine
 from pgengine.exact import (
     enumerate_trajectories,
-    exact_cost,
     exact_gradient,
     exact_return,
     exact_values,
@@ -19,6 +18,7 @@ from pgengine.exact import (
     trajectory_probabilities,
 )
 from pgengine.exact.tables import entropy_of_rows, policy_table
+from pgengine.exactness import exact_cost
 from pgengine.noise import Noise
 from pgengine.rollout import rollout
 from pgengine.spec import GymnasiumSpec, TabularSpec, TransformerPolicySpec
@@ -288,7 +288,7 @@ def test_what_has_no_exact_answer_is_refused_with_the_way_out() -> None:
             assert (refused.value.code, refused.value.pointer) == (code, pointer)
             assert "mode sample" not in refused.value.message
     with pytest.raises(pgengine.SpecError, match="take one of them"):
-        exact_cost(environment)
+        exact_cost(environment.facts)
     environment.close()
 
 
@@ -310,7 +310,8 @@ def test_values_of_too_many_steps_are_refused_but_their_return_is_not() -> None:
 
 
 def test_the_cost_grows_with_the_states_and_the_steps() -> None:
-    small, long, wide = (exact_cost(opened(world(0, S=S, horizon=H))) for S, H in ((4, 10), (4, 1000), (200, 1000)))
+    sizes = ((4, 10), (4, 1000), (200, 1000))
+    small, long, wide = (exact_cost(pgengine.describe(world(0, S=S, horizon=H))) for S, H in sizes)
     assert small < long / 50
     assert long < wide / 10
-    assert exact_cost(opened(world(0, horizon=None))) < small
+    assert exact_cost(pgengine.describe(world(0, horizon=None))) < small

@@ -10,7 +10,7 @@ from pgengine.noise import CHUNK, Domain, Noise
 from pgengine.policies import Policy
 from pgengine.rollout import Batch, rollout
 from pgengine.spec import GymnasiumSpec, LinearPolicySpec, MlpPolicySpec, TabularSpec
-from tests.engine.worlds import CARTPOLE, PENDULUM, random_mdp, table_policy
+from tests.engine.worlds import CARTPOLE, PENDULUM, Played, random_mdp, table_policy
 
 LONG = random_mdp(3, horizon=2 * CHUNK + 10, terminal=False)
 
@@ -117,7 +117,7 @@ def parts(episodes: int, domain: Domain, *, deterministic: bool = False) -> Batc
 
 
 def test_an_evaluation_is_its_definition() -> None:
-    result = pgengine.evaluate(table_policy(SHORT), SHORT, episodes=5, seed=9)
+    result = pgengine.evaluate(table_policy(SHORT), Played(SHORT), episodes=5, seed=9)
     batch = parts(5, "evaluation")
     returns = [float(batch.rewards[a:b].sum()) for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
     mean = sum(returns) / 5
@@ -140,11 +140,12 @@ def test_the_mode_is_played_on_episodes_of_its_own() -> None:
 
 
 def test_waves_are_one_evaluation_of_distinct_episodes() -> None:
-    result = pgengine.evaluate(table_policy(SHORT), SHORT, episodes=2500, seed=9, deterministic_episodes=2500)
+    result = pgengine.evaluate(table_policy(SHORT), Played(SHORT), episodes=2500, seed=9, deterministic_episodes=2500)
     whole = parts(2500, "evaluation")
     half = 1.9609 * whole.returns.std(ddof=1) / 50
     assert result.mean_return == pytest.approx(whole.returns.mean(), abs=1e-12)
     assert result.mean_length == pytest.approx(whole.lengths.mean(), abs=1e-12)
-    assert result.confidence_interval[1] - result.confidence_interval[0] == pytest.approx(2 * half, rel=1e-4)
+    assert result.method == "t"
+    assert np.diff(np.array(result.confidence_interval, dtype=float)) == pytest.approx(2 * half, rel=1e-4)
     mode = parts(2500, "mode", deterministic=True).returns.mean()
     assert result.deterministic_mean_return == pytest.approx(mode, abs=1e-12)

@@ -10,8 +10,9 @@ import torch
 import pgengine
 from pgengine.estimation import ROWS_AT_ONCE
 from pgengine.estimators import BatchRows, step_weights
-from pgengine.evaluation import lower_bound
+from pgengine.evaluation import SELECTION_ERROR, select
 from pgengine.exact import log_policy, parameters_in_double
+from pgengine.intervals import ReturnRange
 from pgengine.noise import Noise
 from pgengine.policies import Policy
 from pgengine.rollout import Batch, rollout
@@ -27,7 +28,7 @@ from pgengine.spec import (
     TrainingSpec,
 )
 from pgengine.training import SELECTION_PAUSE
-from tests.engine.worlds import bandit, random_mdp, table_policy
+from tests.engine.worlds import Played, bandit, paying, random_mdp, table_policy
 
 Trained = list[pgengine.Update]
 
@@ -138,7 +139,7 @@ def told(update: pgengine.Update) -> tuple[object, ...]:
     """Everything that does not depend on the clock."""
     clock = ("seconds", "per_second")
     metrics = {name: value for name, value in update.metrics.items() if not name.endswith(clock)}
-    return update.updates, metrics, update.progress.model_copy(update={"seconds": 0.0}), update.evaluation
+    return update.updates, metrics, update.progress.model_copy(update={"seconds": 0.0}), update.selection
 
 
 def test_a_resumed_run_has_the_counters_and_evaluations_of_an_undisturbed_one() -> None:
@@ -171,71 +172,119 @@ def test_progress_counts_what_was_played() -> None:
 @pytest.mark.parametrize("target", [-1.0, 0.9])
 def test_a_finished_run_gives_its_figures_again(target: float) -> None:
     last = list(pgengine.train(coin(target, updates=8)))[-1]
-    assert (last.stopped_by == "target_return") == (target == -1.0) == (last.evaluation is not None)
+    assert (last.stopped_by == "target_return") == (target == -1.0) == (last.selection is not None)
     (again,) = pgengine.train(coin(target, updates=8), resume_from=last.state())
-    assert (again.metrics, again.evaluation, again.progress) == (last.metrics, last.evaluation, last.progress)
+    assert (again.metrics, again.selection, again.progress) == (last.metrics, last.selection, last.progress)
 
 
 # --- what a run proves ------------------------------------------------------------------------------------------------
 
 
-def test_a_target_is_compared_with_the_lower_end_of_the_interval() -> None:
-    target = 0.45
-    collected = list(pgengine.train(coin(target)))
-    evaluations = [update.evaluation for update in collected if update.evaluation is not None]
-    assert any(e.mean_return >= target > e.confidence_interval[0] for e in evaluations)
-    attempts = 0
-    for update in collected:
-        proven = False
-        if update.evaluation is not None:
-            attempts += 1
-            proven = lower_bound(update.evaluation, 0.05 / (attempts * (attempts + 1))) >= target
-        assert (update.stopped_by == "target_return") == proven
+def stopped(world: pgengine.EpisodeEnvironment, target: float, seed: int, updates: int = 100) -> pgengine.Update:
+    """Last update of a run whose policy stays as it is."""
+    spec = TrainingSpec(
+        environment=paying(1.0),  # not asked for: the world is given
+        policy={"kind": "linear"},  # type: ignore[arg-type]
+        algorithm=AlgorithmSpec(trajectories=2, optimizer=SgdSpec(learning_rate=1e-30)),
+        stop=StopSpec(updates=updates, target_return=target),
+        diagnostics_every=0,
+        seed=seed,
+    )
+    return list(pgengine.train(spec, environment=world))[-1]
+
+
+ZERO_OR_ONE = ReturnRange(low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize(("chance", "reached"), [(0.98, False), (0.99, True)])
+def test_where_the_model_is_known_a_target_is_compared_with_the_mean_itself(chance: float, reached: bool) -> None:
+    """Both arms pay 1 with that probability; 100 fresh episodes are often all alike."""
+    last = stopped(pgengine.TabularMDP(paying(chance, chance)), 0.99, seed=0)
+    assert (last.stopped_by == "target_return") == reached
+    if reached:
+        assert last.selection is not None
+        assert (last.selection.method, last.selection.is_proven, last.selection.episodes) == ("exact", True, 0)
+        assert last.selection.lower_bound == last.selection.mean_return == pytest.approx(0.99, abs=1e-12)
 
 
 @pytest.mark.slow
-def test_luck_is_shared_out_over_the_attempts() -> None:
-    """Null: a coin of mean 0.93, held fixed, is stopped at a target of 0.95 in at most 5% of runs.
+def test_rare_failures_do_not_pass_for_a_target_where_the_range_is_known() -> None:
+    """Null: a world that pays 1 with probability 0.98 is stopped at a target of 0.99 in at most 5% of runs.
 
-    Of 20 runs, more than 8 have odds below 1e-6. Without sharing, nearly all of them stop.
+    It is held fixed. Of 25 runs, more than 10 have a probability below 1e-6. With Student's t all of them stop.
     """
-    worth = TabularSpec(
-        transitions=[[[0.93, 0.07, 0.0]], *[[[0.0, 0.0, 1.0]]] * 2],
-        transition_rewards=[[[1.0, 0.0, 0.0]], *[[[0.0, 0.0, 0.0]]] * 2],
+    world = Played(paying(0.98, 0.98), return_range=ZERO_OR_ONE)
+    ends = [stopped(world, 0.99, seed) for seed in range(25)]
+    assert sum(end.stopped_by == "target_return" for end in ends) <= 10
+    assert all(end.selection is None or end.selection.is_proven for end in ends)
+
+
+def test_where_nothing_is_known_of_the_range_a_target_is_not_called_proven() -> None:
+    last = stopped(Played(paying(0.98, 0.98)), 0.99, seed=0)
+    assert last.stopped_by == "target_return"
+    assert last.selection is not None
+    assert (last.selection.method, last.selection.is_proven) == ("t", False)
+
+
+def test_a_discount_by_termination_has_a_range_of_its_own() -> None:
+    """Two steps pay 1 each at the end alone, so that whole episodes pay 2 and those that end early less."""
+    world = TabularSpec(
+        transitions=[[[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, 0.0, 1.0]]],
+        rewards=[[-1.0], [3.0], [0.0]],
         initial=[1.0, 0.0, 0.0],
-        horizon=1,
+        terminal=[2],
+        horizon=2,
     )
-    sgd = {"kind": "sgd", "learning_rate": 1e-9}
-    stopped = 0
-    for seed in range(20):
-        spec = TrainingSpec(
-            environment=worth,
-            policy={"kind": "linear"},  # type: ignore[arg-type]
-            algorithm={"trajectories": 2, "optimizer": sgd},  # type: ignore[arg-type]
-            stop=StopSpec(updates=150, target_return=0.95),
-            seed=seed,
-        )
-        stopped += list(pgengine.train(spec))[-1].stopped_by == "target_return"
-    assert stopped <= 8
+    facts = pgengine.describe(world)
+    assert facts.return_range == ReturnRange(low=2.0, high=2.0, two_values=True)
+    assert facts.cut_return_range == ReturnRange(low=-1.0, high=2.0, two_values=True)
+    policy = table_policy(world)
+    assert pgengine.evaluate(policy, world, episodes=10).method == "exact"
+    half = pgengine.evaluate(policy, world, episodes=100, survival=0.5)
+    assert (half.method, half.exact_mean_return) == ("clopper_pearson", pytest.approx(0.5))
+    played = Played(world, return_range=facts.return_range, cut_return_range=facts.cut_return_range)
+    selection = select(played, policy, target=None, error=0.05, episodes=100, seed=0, survival=0.5)
+    assert selection.method == "betting"
+    assert selection.lower_bound < 0.5
 
 
-def test_after_a_miss_some_updates_pass_without_an_evaluation() -> None:
+def test_a_look_is_as_long_again_where_it_is_not_decided() -> None:
+    """All returns are 1: at 0.97 a hundred of them are not enough for the error of the fifth look, two hundred are."""
+    world, policy = Played(bandit(1.0, 1.0), return_range=ZERO_OR_ONE), table_policy(bandit(1.0, 1.0))
+    for target, error, episodes, reached in (
+        (0.95, 0.025, 100, True),  # 475 of 500 at the first look
+        (0.95, 0.05 / 6, 200, True),
+        (0.97, 0.05 / 30, 200, False),
+        (1.1, 0.025, 100, False),
+    ):
+        selection = select(world, policy, target=target, error=error, episodes=100, seed=0)
+        assert (selection.episodes, selection.lower_bound >= target) == (episodes, reached)
+
+
+def test_the_error_is_shared_out_over_the_looks() -> None:
+    world = Played(paying(0.5, 0.5), return_range=ZERO_OR_ONE)
+    spec = coin(target=0.9)
+    looks = [update.selection for update in pgengine.train(spec, environment=world) if update.selection is not None]
+    assert len(looks) >= 3
+    assert [look.error for look in looks] == [SELECTION_ERROR / (i * (i + 1)) for i in range(1, len(looks) + 1)]
+
+
+def test_after_a_miss_some_updates_pass_without_a_look() -> None:
     collected = list(pgengine.train(coin(target=0.9)))
-    evaluated = [update.updates for update in collected if update.evaluation is not None]
-    assert np.diff(evaluated).min() == SELECTION_PAUSE
-    assert all(update.metrics["mean_return"] >= 0.9 for update in collected if update.evaluation is not None)
+    looked = [update.updates for update in collected if update.selection is not None]
+    assert np.diff(looked).min() == SELECTION_PAUSE
+    assert all(update.metrics["mean_return"] >= 0.9 for update in collected if update.selection is not None)
 
 
 def test_episodes_that_select_a_policy_are_not_those_that_report_it() -> None:
     world: TabularSpec = random_mdp(1, horizon=4)
     spec = TrainingSpec(environment=world, stop=StopSpec(updates=5, target_return=-100.0), seed=9)
-    (update,) = pgengine.train(spec)
-    assert update.evaluation is not None
+    (update,) = pgengine.train(spec, environment=Played(world))
+    assert update.selection is not None
     selected = rollout(update.policy, pgengine.open_environment(world), Noise(9, "selection", 1), 100)
     report = pgengine.evaluate(update.policy, world, episodes=100, seed=9)
-    assert update.evaluation.mean_return == pytest.approx(selected.returns.mean(), abs=1e-12)
-    assert update.evaluation.mean_return != pytest.approx(report.mean_return, abs=1e-9)
-    assert update.evaluation.deterministic_mean_return is None
+    assert update.selection.mean_return == pytest.approx(selected.returns.mean(), abs=1e-12)
+    assert update.selection.mean_return != pytest.approx(report.mean_return, abs=1e-9)
 
 
 # --- what a run refuses -----------------------------------------------------------------------------------------------

@@ -130,11 +130,13 @@ def test_cartpole_is_solved_with_an_exact_estimator() -> None:
     assert pgengine.label(pgengine.resolve(spec, facts), facts).kind == "exact"
     last = list(pgengine.train(spec))[-1]
     assert last.stopped_by == "target_return"
-    assert last.evaluation is not None
-    assert last.evaluation.confidence_interval[0] >= 475
+    assert last.selection is not None
+    assert (last.selection.method, last.selection.is_proven) == ("betting", True)
+    assert last.selection.lower_bound >= 475
     report = pgengine.evaluate(last.policy, CARTPOLE, episodes=100, seed=1)
     assert report.mean_return >= 475
-    assert report != last.evaluation
+    assert report.method == "betting"
+    assert report.mean_return != last.selection.mean_return or report.mean_return == 500
 
 
 @pytest.mark.parametrize(("stop", "reason", "updates"), [
@@ -159,8 +161,8 @@ def test_a_target_is_proven_on_fresh_episodes_not_on_the_batch() -> None:
         stop=StopSpec(updates=60, target_return=0.9),
     )
     collected = list(pgengine.train(spec))
-    evaluations = [update for update in collected if update.evaluation is not None]
-    assert 2 <= len(evaluations) <= 12
+    looks = [update for update in collected if update.selection is not None]
+    assert 2 <= len(looks) <= 12
     assert collected[-1].stopped_by == "updates"
 
 

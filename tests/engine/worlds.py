@@ -1,8 +1,11 @@
 """Small finite MDPs with known answers, and policies on them."""
 
+from typing import Any
+
 import numpy as np
 
 import pgengine
+from pgengine.environments import Step
 from pgengine.spec import AlgorithmSpec, GymnasiumSpec, LinearPolicySpec, TabularSpec, TrainingSpec
 
 
@@ -85,3 +88,42 @@ def bandit(*means: float) -> TabularSpec:
 
 CARTPOLE = GymnasiumSpec(id="CartPole-v1")
 PENDULUM = GymnasiumSpec(id="Pendulum-v1")
+
+
+class Played:
+    """A finite MDP of which nothing is known but what its facts are told to be: no model, no range of returns."""
+
+    def __init__(self, spec: TabularSpec, **known: Any) -> None:
+        self._inner = pgengine.TabularMDP(spec)
+        hidden = {"exact": None, "states": None, "return_range": None, "cut_return_range": None}
+        self.facts = self._inner.facts.model_copy(update=hidden | known)
+
+    @property
+    def uniforms(self) -> int:
+        return self._inner.uniforms
+
+    def begin(self, noise: np.ndarray) -> np.ndarray:
+        return self._inner.begin(noise)
+
+    def step(self, actions: np.ndarray, noise: np.ndarray | None) -> Step:
+        return self._inner.step(actions, noise)
+
+    def keep(self, mask: np.ndarray) -> None:
+        self._inner.keep(mask)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def paying(*chances: float) -> TabularSpec:
+    """One step; arm k pays 1 with the k-th probability, else 0."""
+    A = len(chances)
+    over = [[0.0, 1.0]] * A
+    return TabularSpec(
+        transitions=[over, over],
+        reward_values=[0.0, 1.0],
+        reward_probabilities=[[[1.0 - p, p] for p in chances], [[1.0, 0.0]] * A],
+        initial=[1.0, 0.0],
+        terminal=[1],
+        horizon=1,
+    )

@@ -68,8 +68,8 @@ def put(database: Database, policy_id: str, updates: int, mean_return: float | N
         policy = pgengine.load(checkpoints.content(session, checkpoints.latest(session, policy_id).id))
         moved = {name: array + np.float32(updates) for name, array in policy.parameters.items()}
         data = policy.copy(moved, updates).to_bytes()
-        evaluation = None if mean_return is None else {"mean_return": mean_return}
-        return checkpoints.put(session, policy_id, updates, data, evaluation=evaluation).id
+        selection = None if mean_return is None else {"mean_return": mean_return}
+        return checkpoints.put(session, policy_id, updates, data, selection=selection).id
 
 
 def head_of(database: Database, policy_id: str) -> str:
@@ -376,7 +376,7 @@ def test_latest_best_and_named_checkpoints(database: Database) -> None:
     asyncio.run(_checkpoints(database))
 
 
-def test_no_best_checkpoint_before_an_evaluation(sqlite_database: Database) -> None:
+def test_no_best_checkpoint_before_one_was_looked_at(sqlite_database: Database) -> None:
     async def run() -> None:
         policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
         async with asking(sqlite_database) as client:

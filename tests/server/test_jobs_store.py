@@ -5,7 +5,9 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +20,7 @@ from server.database import Database, now
 from server.errors import NotCancellable, NotFound, NotTerminal, PolicyBusy
 from server.ids import new_id
 from server.jobs import history, store
-from server.jobs.reports import Claim, Failure, Measured, Outcome, Progress, Report, Snapshot
+from server.jobs.reports import Claim, Evaluated, Failure, Measured, Outcome, Progress, Report, Rival, Snapshot
 from server.pages import PageQuery
 from server.tables import Checkpoint, CheckpointContent, Environment, Event, Job, Metric, MetricBlock, Policy
 from server.worker.reaper import reap_until
@@ -107,10 +109,12 @@ def updates(first: int, last: int, **values: float) -> Report:
     return Report(Progress(last, 10 * last, 2 * last, last / 100), measured)
 
 
-def with_checkpoint(report: Report, evaluation: dict[str, Any] | None = None) -> Report:
+def with_checkpoint(
+    report: Report, evaluation: dict[str, Any] | None = None, selection: dict[str, Any] | None = None
+) -> Report:
     assert report.progress is not None
     n = report.progress.updates
-    snapshot = Snapshot(n, report.progress, f"policy {n}".encode(), f"state {n}".encode(), evaluation)
+    snapshot = Snapshot(n, report.progress, f"policy {n}".encode(), f"state {n}".encode(), selection, evaluation)
     return Report(report.progress, report.metrics, snapshot)
 
 
@@ -253,14 +257,52 @@ def test_a_checkpoint_is_kept_with_state_and_evaluation(database: Database, new_
     job = new_job()
     claimed = claim(database)
     evaluation = {"mean_return": 12.0, "confidence_interval": [-math.inf, math.inf], "episodes": 100}
-    report_to(database, claimed, with_checkpoint(updates(1, 5), evaluation))
+    selection = {"mean_return": math.nan, "lower_bound": 3.0, "method": "t", "error": 0.025, "episodes": 30}
+    report_to(database, claimed, with_checkpoint(updates(1, 5), evaluation, selection))
     with database.read() as session:
         latest = checkpoints.latest(session, job.policy_id)
+        assert latest.selection == selection | {"mean_return": None}
         assert (latest.updates, latest.job_id) == (5, job.id)
         assert latest.evaluation == {"mean_return": 12.0, "confidence_interval": [None, None], "episodes": 100}
         assert checkpoints.state(session, latest.id) == b"state 5"
-    kinds = [event["type"] for event in events_of(database, job.id, after=2)]
-    assert kinds == ["metrics", "checkpoint", "evaluation"]
+    told = events_of(database, job.id, after=2)
+    assert [event["type"] for event in told] == ["metrics", "checkpoint", "evaluation", "evaluation"]
+    looked, reported = (event["data"] for event in told[2:])
+    named = {"checkpoint_id": latest.id, "updates": 5}
+    assert looked == named | {"purpose": "selection", "selection": latest.selection}
+    assert reported == named | {"purpose": "report", "evaluation": latest.evaluation}
+
+
+def test_who_claims_a_job_is_told_the_best_checkpoint_so_far(database: Database, new_job: Any) -> None:
+    new_job()
+    claimed = claim(database)
+    assert claimed.rival is None
+    report_to(database, claimed, with_checkpoint(updates(1, 5), selection={"mean_return": 7.0}))
+    report_to(database, claimed, with_checkpoint(updates(6, 8), selection={"mean_return": 5.0}))
+    with database.write() as session:
+        store.release(session, claimed.job_id, claimed.token, "shutdown")
+    again = claim(database)
+    assert again.updates == 8
+    assert again.rival == Rival(5, 7.0, b"policy 5", is_evaluated=False)
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_kept_with_it(database: Database, new_job: Any) -> None:
+    job = new_job()
+    claimed = claim(database)
+    report_to(database, claimed, with_checkpoint(updates(1, 5), selection={"mean_return": 7.0}))
+    of_best = Evaluated(5, sha256(b"policy 5").hexdigest(), {"mean_return": 4.0})
+    of_another = Evaluated(5, sha256(b"policy").hexdigest(), {"mean_return": 9.0})
+    for evaluated in (of_best, of_another):
+        last = with_checkpoint(updates(6, 8), {"mean_return": 3.0}, {"mean_return": 5.0})
+        report_to(database, claimed, replace(last, evaluated=evaluated))
+    with database.read() as session:
+        best = checkpoints.best(session, job.policy_id)
+        assert best is not None
+        assert (best.updates, best.selection, best.evaluation) == (5, {"mean_return": 7.0}, {"mean_return": 4.0})
+    told = [event["data"] for event in events_of(database, job.id) if event["data"].get("updates") == 5]
+    assert told[-1] == {
+        "checkpoint_id": best.id, "updates": 5, "purpose": "report", "evaluation": {"mean_return": 4.0}
+    }  # fmt: skip
 
 
 def states_of(database: Database, job_id: str) -> list[int]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 import migrations
 from migrations import MigrationError, expected, migrate, state
+from server.checkpoints import store as checkpoints
 from server.database import Database, NamingBase, now
 from server.ids import new_id
 from server.jobs.blocks import Columns
@@ -146,6 +147,23 @@ def test_0002_keeps_all_rows_on_the_way_up(empty_database: Database) -> None:
         assert (job.kind, job.policy_id, job.checkpoint_id, job.status) == ("training", "pol_1", None, "running")
 
 
+def test_0007_calls_what_the_best_was_found_by_a_selection(empty_database: Database) -> None:
+    migrate(empty_database, "0001")
+    with empty_database.write() as session:
+        for statement in _FILLED_AT_0001:
+            session.execute(text(statement))
+    migrate(empty_database)
+    with empty_database.read() as session:
+        kept = session.scalars(select(Checkpoint)).one()
+        assert (kept.selection, kept.evaluation) == ({"mean_return": 7.5}, None)
+        best = checkpoints.best(session, "pol_1")
+        assert best is not None
+        assert best.id == "ckpt_1"
+    migrate(empty_database, "0006")
+    with empty_database.connect() as connection:
+        assert "7.5" in str(connection.scalar(text("SELECT evaluation FROM checkpoint")))
+
+
 def test_0002_takes_what_0001_cannot_keep_on_the_way_down(empty_database: Database) -> None:
     migrate(empty_database)
     _fill(empty_database)
@@ -201,7 +219,7 @@ _FILLED_AT_0001 = [
     " worker, lease_expires_at, start_updates, updates, env_steps, episodes, fraction, next_seq, created_at, queued_at)"
     " VALUES ('job_1', 'training', '{}', 'pol_1', 'env_1', '{}', '{}', 'running', 1, 3, 1, "
     f"'w', {_TIME}, 0, 3, 3, 3, 0.5, 2, {_TIME}, {_TIME})",
-    f"INSERT INTO checkpoint VALUES ('ckpt_1', 'pol_1', 'job_1', 3, 0, 2, 's', NULL, {_TIME})",
+    f"INSERT INTO checkpoint VALUES ('ckpt_1', 'pol_1', 'job_1', 3, 0, 2, 's', '{{\"mean_return\": 7.5}}', {_TIME})",
     f"INSERT INTO event VALUES ('job_1', 1, 'log', 1, '{{}}', {_TIME})",
     "INSERT INTO metric VALUES ('job_1', 1, 1, 5, '{}', NULL)",
 ]

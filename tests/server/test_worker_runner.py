@@ -8,14 +8,24 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
 import pgengine
-from pgengine.spec import AlgorithmSpec, EvaluationSpec, LinearPolicySpec, StopSpec, TabularSpec, TrainingSpec
-from server.jobs.reports import Report
+from pgengine.spec import (
+    AlgorithmSpec,
+    EvaluationSpec,
+    GymnasiumSpec,
+    LinearPolicySpec,
+    SgdSpec,
+    StopSpec,
+    TabularSpec,
+    TrainingSpec,
+)
+from server.jobs.reports import Report, Rival
 from server.worker.link import Answer, Command, Finished, Link, LinkClosed, Message, Released, Reported, Start
 from server.worker.runner import REPORT_SECONDS, run
 
@@ -92,9 +102,70 @@ def test_the_end_has_result_and_checkpoint(ends: tuple[Link, Link]) -> None:
     assert snapshot is not None
     policy = pgengine.load(snapshot.policy_bytes)
     evaluation = pgengine.evaluate(policy, BANDIT, episodes=10, seed=0).model_dump(mode="json")
-    expected = {"evaluation": evaluation, "stopped_by": "updates", "target_reached": None, "findings": []}
-    assert outcome.result == expected
+    missed = {"target_reached": None, "target_method": None, "target_proven": None, "findings": []}
+    assert outcome.result == {"evaluation": evaluation, "stopped_by": "updates", **missed}
     assert (snapshot.updates, snapshot.progress.episodes, snapshot.evaluation) == (5, 20, evaluation)
+    # what it is compared with others by is the mean itself, which is known here
+    assert snapshot.selection is not None
+    assert snapshot.selection["mean_return"] == evaluation["exact_mean_return"]
+    assert (snapshot.selection["method"], snapshot.selection["episodes"]) == ("exact", 0)
+
+
+POLE = GymnasiumSpec(id="CartPole-v1", max_episode_steps=30)
+
+
+def pole(target: float | None) -> Start:
+    """Two updates that change nothing: returns vary, and nothing exact is known."""
+    spec = TrainingSpec(
+        environment=POLE,
+        policy=LinearPolicySpec(),
+        algorithm=AlgorithmSpec(trajectories=4, optimizer=SgdSpec(learning_rate=1e-30)),
+        stop=StopSpec(updates=2, target_return=target),
+        evaluation=EvaluationSpec(episodes=40, deterministic_episodes=0),
+    )
+    facts = pgengine.describe(POLE)
+    spec = pgengine.resolve(spec, facts)
+    policy = pgengine.create_policy(spec.policy, POLE, facts, seed=0)
+    return Start("job_1", 0, spec.model_dump(mode="json"), policy.to_bytes(), None, 60.0)
+
+
+def test_what_reached_the_target_is_not_what_is_reported(ends: tuple[Link, Link]) -> None:
+    _, last = follow(ends, pole(target=2.0), [])
+    assert isinstance(last, Finished)
+    assert last.outcome.result is not None
+    assert last.outcome.report is not None
+    result = last.outcome.result
+    assert (result["target_reached"], result["target_method"], result["target_proven"]) == (True, "betting", True)
+    snapshot = last.outcome.report.checkpoint
+    assert snapshot is not None
+    assert snapshot.evaluation == result["evaluation"]
+    assert result["evaluation"]["method"] == "betting"
+
+
+@pytest.mark.parametrize(
+    ("mean_return", "is_evaluated", "wins"), [(29.0, False, True), (29.0, True, False), (1.0, False, False)]
+)
+def test_an_earlier_checkpoint_that_stays_the_best_is_evaluated_on_episodes_of_its_own(
+    ends: tuple[Link, Link], mean_return: float, is_evaluated: bool, wins: bool
+) -> None:
+    """A lucky look saw 29 of a policy that is worth about 20."""
+    job = pole(target=None)
+    facts = pgengine.describe(POLE)
+    earlier = pgengine.create_policy(LinearPolicySpec(), POLE, facts, seed=7)
+    data = earlier.copy(updates=0).to_bytes()
+    _, last = follow(ends, replace(job, rival=Rival(0, mean_return, data, is_evaluated)), [])
+    assert isinstance(last, Finished)
+    assert last.outcome.report is not None
+    assert last.outcome.report.checkpoint is not None
+    assert last.outcome.report.checkpoint.selection is not None
+    assert last.outcome.report.checkpoint.selection["mean_return"] < 29.0
+    told = last.outcome.report.evaluated
+    assert (told is not None) == wins
+    if told is not None:
+        fresh = pgengine.evaluate(earlier, POLE, episodes=40, seed=0, deterministic_episodes=0)
+        assert (told.updates, told.sha256) == (0, sha256(data).hexdigest())
+        assert told.evaluation == fresh.model_dump(mode="json")
+        assert told.evaluation["mean_return"] < 29.0
 
 
 @pytest.mark.slow

@@ -131,7 +131,8 @@ def test_a_stored_policy_is_checked_where_it_was(any_api: Any, problem: Callable
     body = ENUMERATED | {"environment": policy["environment_id"], "policy": policy["id"]}
     check = any_api.created(CHECKS, body)
     assert (check["policy_id"], check["checkpoint_id"]) == (policy["id"], policy["checkpoint_id"])
-    assert check["policy"]["initial_parameters"] is None
+    assert check["policy"]["initial_parameters"] == theta
+    assert any_api.get(CHECKS).json()["data"][0]["policy"]["initial_parameters"] is None
     problem(any_api.delete(f"/v1/policies/{policy['id']}"), 409, "in_use")
     # a training of the same policy may be at work beside it
     any_api.created(JOBS, {"environment": policy["environment_id"], "policy": policy["id"]})

@@ -57,7 +57,7 @@ class Channel:
 def worked(database: Database) -> Outcome:
     """A worker takes the oldest job, runs it in this process, and writes everything that it reports."""
     with database.write() as session:
-        claim = store.claim(session, "worker", 30.0)
+        claim = store.claim(session, "worker", 600.0)
         assert claim is not None
     start = Start(
         job_id=claim.job_id,
@@ -255,6 +255,66 @@ def test_validation_writes_nothing(any_api: Any, problem: Callable[..., Any]) ->
     assert any_api.post(f"{JOBS}?validate_only=true", body, headers=headers).status_code == 200
 
 
+def test_the_initial_parameters_that_were_given_are_said_again(api: Any) -> None:
+    theta = {"theta": [[1.0, -1.0], [0.0, 0.0]]}
+    body = {"environment": BANDIT, "policy": {"kind": "linear", "initial_parameters": theta}}
+    validated = api.post(f"{JOBS}?validate_only=true", body).json()
+    assert validated["policy"]["initial_parameters"] == theta
+    check = api.created("/v1/gradient-checks", body)
+    assert check["policy"]["initial_parameters"] == theta
+    assert api.get(f"/v1/gradient-checks/{check['id']}").json()["policy"]["initial_parameters"] == theta
+
+
+@pytest.mark.parametrize(
+    ("environment", "every", "code"),
+    [
+        (CHAIN, 1, None),
+        (CHAIN, 0, "exact_not_measured"),
+        (CARTPOLE, 1, "exact_needs_a_model"),
+        (CHAIN | {"horizon": 1000}, 1, "exact_too_large"),
+        (CHAIN | {"horizon": 1000}, 3, None),
+    ],
+)
+def test_a_job_says_why_exact_figures_are_missing(
+    any_api: Any, environment: dict[str, Any], every: int, code: str | None
+) -> None:
+    body = {
+        "environment": environment,
+        "policy": {"kind": "linear"},
+        "algorithm": {"trajectories": 2},
+        "stop": {"updates": 1, "target_return": None},
+        "evaluation": {"episodes": 2, "deterministic_episodes": 0},
+        "diagnostics_every": every,
+    }
+    validated = any_api.post(f"{JOBS}?validate_only=true", body).json()
+    job = any_api.created(JOBS, body)
+    worked(any_api.database)
+    done = any_api.get(f"{JOBS}/{job['id']}").json()
+    curves = any_api.get(f"{JOBS}/{job['id']}/metrics").json()
+    told = [one["exact_absent"] for one in (validated, job, done, curves)]
+    assert told == [told[0]] * 4
+    assert (told[0] is None) == (code is None) == any(curves["values"].get("exact_return", []))
+    if told[0] is not None:
+        assert told[0]["code"] == code
+        assert len(told[0]["message"]) > 30
+    # one evaluation may take longer than one update
+    evaluation = done["result"]["evaluation"]
+    assert (evaluation["exact_mean_return"] is None) == (environment == CARTPOLE)
+    assert (evaluation["exact_absent"] is None) == (environment != CARTPOLE)
+
+
+def test_an_environment_stored_by_an_earlier_version_is_looked_at_again(api: Any) -> None:
+    environment = api.created("/v1/environments", CHAIN | {"horizon": 1000})
+    assert environment["return_range"] == {"low": 0.0, "high": 1000.0, "two_values": False}
+    with api.database.write() as session:
+        row = session.scalars(select(Environment)).one()
+        new = ("states", "return_range", "cut_return_range")
+        row.facts = {name: value for name, value in row.facts.items() if name not in new}
+    assert api.get(f"/v1/environments/{environment['id']}").json()["return_range"] is None
+    validated = api.post(f"{JOBS}?validate_only=true", {"environment": environment["id"]}).json()
+    assert validated["exact_absent"]["code"] == "exact_too_large"
+
+
 def test_validation_refuses_what_creation_refuses(any_api: Any, problem: Callable[..., Any]) -> None:
     policy = any_api.created("/v1/policies", {"environment": CARTPOLE})
     busy = {"environment": policy["environment_id"], "policy": policy["id"]}
@@ -327,7 +387,7 @@ def test_a_job_of_an_earlier_version_is_still_published(api: Any) -> None:
     assert published["algorithm"]["baseline"] == {"kind": "leave_one_out", "over": "time_step"}
     assert published["label"]["reasons"][0]["code"] == "time_limit_not_observed"
     with api.database.write() as session:
-        claim = store.claim(session, "worker", 30.0)
+        claim = store.claim(session, "worker", 600.0)
     assert claim is not None
     assert TrainingSpec.model_validate(claim.spec).algorithm.trajectories == 16
 

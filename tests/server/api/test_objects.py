@@ -208,9 +208,16 @@ def test_the_latest_and_the_best_checkpoint_are_told_apart(database: Database, s
             ids = [policy["checkpoint_id"]]
             for updates, mean_return in ((1, 20.0), (2, 90.0), (3, 90.0), (4, None)):
                 moved = drawn.copy(updates=updates).to_bytes()
-                evaluation = {"mean_return": mean_return, "confidence_interval": [1.0, 2.0], "episodes": 5}
+                selection = {"mean_return": mean_return, "method": "betting", "lower_bound": 1.0, "episodes": 5}
+                evaluation = {"mean_return": 95.0, "confidence_interval": [94.0, 96.0], "episodes": 5}
                 row = checkpoints.put(
-                    session, policy["id"], updates, moved, evaluation=evaluation if mean_return else None
+                    session,
+                    policy["id"],
+                    updates,
+                    moved,
+                    selection=selection if mean_return else None,
+                    # a high number that decided nothing does not make a checkpoint the best
+                    evaluation=evaluation if updates == 4 else None,
                 )
                 ids.append(row.id)
             assert checkpoints.best(session, policy["id"]).id == ids[3]
@@ -218,7 +225,8 @@ def test_the_latest_and_the_best_checkpoint_are_told_apart(database: Database, s
         assert (body["checkpoint_id"], body["best_checkpoint_id"], body["updates"]) == (ids[4], ids[3], 4)
         listed = api.get(f"/v1/policies/{policy['id']}/checkpoints").json()["data"]
         assert [one["id"] for one in listed] == ids[::-1]
-        assert listed[1]["evaluation"]["mean_return"] == 90.0
+        assert (listed[1]["selection"]["mean_return"], listed[1]["evaluation"]) == (90.0, None)
+        assert (listed[0]["selection"], listed[0]["evaluation"]["mean_return"]) == (None, 95.0)
 
 
 def test_a_repeated_checkpoint_is_one_and_other_bytes_are_another(
