@@ -531,7 +531,8 @@ def _claimed_training(session: Session, job: Job) -> Claim:
     )
 
 
-def _rival(session: Session, policy_id: str) -> Rival | None:
+def _rival(session: Session, policy_id: str | None) -> Rival | None:
+    assert policy_id is not None, "the table has a constraint for this"
     best = checkpoints.best(session, policy_id)
     if best is None or best.selection is None:
         return None
