@@ -279,9 +279,12 @@ def _train(chosen: argparse.Namespace) -> None:
             survival=spec.algorithm.survival,
         )
         found = [finding.model_dump() for finding in update.findings(result)]
-    selection = None if update.selection is None else update.selection.model_dump()
-    told = {"stopped_by": update.stopped_by, "selection": selection, "evaluation": result.model_dump(mode="json")}
-    told["findings"] = found
+    told = {
+        "stopped_by": update.stopped_by,
+        "selection": None if update.selection is None else update.selection.model_dump(),
+        "evaluation": result.model_dump(mode="json"),
+        "findings": found,
+    }
     print(json.dumps(told, indent=2))
 
 

@@ -14,6 +14,7 @@ from pgengine.intervals import ReturnRange
 __all__ = ["Moves", "StepRewards", "known_rewards", "range_of_moves", "range_of_steps"]
 
 MOST_WORK = 20_000_000  # moves that are looked at, over all steps; what is left is bounded by the rewards alone
+STEP = 20_000  # moves that a step counts for at least, because it begins some thirty operations anew
 NEAR = 1e-9  # of two sums of the same rewards in another order
 
 
@@ -52,7 +53,7 @@ def range_of_moves(moves: Moves, horizon: int | None, *, may_end: bool) -> Retur
     S = len(moves.initial)
     low, high, many = np.zeros(S), np.zeros(S), np.zeros(S, dtype=bool)
     steps = S + 1 if horizon is None else horizon
-    done = min(steps, max(1, MOST_WORK // max(1, len(before))))
+    done = min(steps, max(1, MOST_WORK // (STEP + len(before))))
     settled = False
     for _ in range(done):
         ends = [rewards + low[after], rewards + high[after]] + ([rewards] if may_end else [])
