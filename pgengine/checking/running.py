@@ -21,6 +21,8 @@ from pgengine.spec import AlgorithmSpec, EnvironmentSpec, GradientCheckSpec, Pol
 
 __all__ = ["check_gradient", "check_steps"]
 
+ROUNDING = 1e-12  # share of a mean's norm below which a deviation is no noise
+
 
 def check_gradient(
     environment: EnvironmentSpec | dict[str, Any],
@@ -231,6 +233,8 @@ def _figures(candidate: Candidate, mean: np.ndarray, variance_trace: float) -> d
         target = max(scale or 0.0, 0.0) * gradient
     bias_norm, target_norm = float(np.linalg.norm(mean - target)), float(np.linalg.norm(target))
     mean_norm = float(np.linalg.norm(mean))
+    # estimates that are all the same have no noise, but for rounding
+    noisy = variance_trace > (ROUNDING * mean_norm) ** 2
     # what is known of the signal is better than what was measured of it
     signal = float(target @ target) if candidate.label.factor is not None else (scale or 0.0) * (scale or 0.0) * square
     angle = None
@@ -249,7 +253,7 @@ def _figures(candidate: Candidate, mean: np.ndarray, variance_trace: float) -> d
         "scale": scale,
         "angle_degrees": angle,
         "variance_trace": variance_trace,
-        "signal_to_noise": _finite(signal / variance_trace) if variance_trace > 0.0 else None,
+        "signal_to_noise": _finite(signal / variance_trace) if noisy else None,
         "trajectories_for_unit_signal_to_noise": _finite(K * variance_trace / signal) if signal > 0.0 else None,
         "mean": mean.tolist() if len(mean) <= LISTED else None,
     }

@@ -108,6 +108,16 @@ def test_an_explanation_is_of_the_run_that_train_makes_of_an_id(capsys: pytest.C
     assert shown.estimate_norm == pytest.approx(made.metrics["gradient_norm"], rel=1e-5)
 
 
+def test_a_run_that_learned_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = as_json(tmp_path / "spec.json", {"environment": bandit(1.0, 1.0).model_dump()})
+    assert main(["train", file, "--updates", "6"]) == 0
+    printed = capsys.readouterr().out
+    (finding,) = json.loads(printed[printed.index("\n{") :])["findings"]
+    assert finding["code"] == "returns_alike"
+    assert "in each of the 6 updates" in finding["message"]
+    assert "algorithm.entropy" in finding["suggestion"]
+
+
 def test_a_spec_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "spec.json"
     file.write_text(json.dumps({"environment": bandit(0.0, 1.0).model_dump(), "stop": {"updates": 1}}))

@@ -154,6 +154,17 @@ def test_where_the_returns_of_others_never_differ_every_estimate_is_zero_and_the
     assert (played.mean_norm, played.as_labelled) == (0.0, True)
 
 
+def test_estimates_that_are_all_the_same_have_no_noise_to_compare_a_signal_with() -> None:
+    """Arms that pay alike: what is left is the gradient of the entropy, which no sampling changes."""
+    spec = bandit(0.1, 0.1, 0.1)
+    a = algorithm(spec, trajectories=3, entropy={"coefficient": 0.3})
+    for mode in ("enumerate", "sample"):
+        report = pgengine.check_gradient(spec, table_policy(spec), [a], mode=mode, batches=50).estimators[0]  # type: ignore[arg-type]
+        assert report.mean_norm > 0.01
+        assert report.signal_to_noise is None
+        assert report.as_labelled
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_label_holds_where_little_can_be_told_apart(world: str) -> None:

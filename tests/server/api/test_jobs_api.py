@@ -235,6 +235,17 @@ def test_cancelling_and_deleting(any_api: Any, problem: Callable[..., Any]) -> N
     assert any_api.delete(f"/v1/policies/{job['policy_id']}").status_code == 204
 
 
+def test_findings_stand_in_the_result_and_in_the_last_event(any_api: Any, database: Database) -> None:
+    """A job of an earlier version has none."""
+    found = {"code": "returns_alike", "message": "all returns were alike", "suggestion": "let episodes be longer"}
+    for result, expected in ((RESULT | {"findings": [found]}, [found]), (RESULT, [])):
+        path = f"{JOBS}/{any_api.created(JOBS, {'environment': CARTPOLE})['id']}"
+        worked(database, Outcome("succeeded", result=result))
+        assert any_api.get(path).json()["result"]["findings"] == expected
+        last = any_api.get(f"{path}/events").json()["data"][-1]
+        assert (last["type"], last["data"]["result"].get("findings", [])) == ("status", expected)
+
+
 def test_a_finished_job_tells_its_result(any_api: Any, database: Database, problem: Callable[..., Any]) -> None:
     job = any_api.created(JOBS, {"environment": CARTPOLE})
     path = f"{JOBS}/{job['id']}"
