@@ -280,10 +280,24 @@ def _squares(loaded: Loaded, observations: np.ndarray) -> float:
 
 
 def _observations(loaded: Loaded, field: str, value: Any) -> np.ndarray:
+    batch = field in _BATCHES
     try:
-        return loaded.policy.parse(value, batch=field in _BATCHES)
+        try:
+            return loaded.policy.parse(value, batch=batch)
+        except ObservationError as error:
+            if error.code != "observation_kind":
+                raise
+            # JSON knows one kind of number: 3.0 is the integer 3, as the schema of the observation says
+            return loaded.policy.parse(_with_integers(value), batch=batch)
     except ObservationError as error:
         raise invalid(f"/{field}{error.pointer}", error.code, error.message) from None
+
+
+def _with_integers(value: Any) -> Any:
+    """Nested lists with whole numbers such as 3.0 as integers."""
+    if isinstance(value, list):
+        return [_with_integers(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _written(loaded: Loaded, request: ActRequest, observations: np.ndarray, field: str) -> bytes:

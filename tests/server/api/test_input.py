@@ -403,6 +403,12 @@ def test_whole_numbers_may_be_written_with_a_point(api: Any) -> None:
     ]
     assert acted[0] == acted[1]
     assert "action" in acted[0]
+    path = f"/v1/policies/{job['policy_id']}/act"
+    batches = [api.post(path, {"observations": states, "seed": 7}).json() for states in ([0, 1], [0.0, 1.0])]
+    assert batches[0] == batches[1]
+    assert len(batches[0]["actions"]) == 2
+    for bad in (0.5, 2.0, True, "0"):
+        assert api.post(path, {"observation": bad}).status_code == 422
 
 
 @pytest.mark.parametrize("number", ["7.5", "1e400", "9007199254740993.0", "true", '"7"', "-0.5"])
