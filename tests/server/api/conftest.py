@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import fastapi.dependencies.models
 import httpx
 import pytest
 import uvloop
@@ -89,6 +90,17 @@ def serving(settings: Settings, database: Database, clock: Callable[[], float] =
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+        _forget_what_fastapi_remembers()
+
+
+def _forget_what_fastapi_remembers() -> None:
+    """FastAPI keeps the last functions that it has looked at, and with the pages of /docs whole applications.
+
+    A program has one application; here each test has, and each would keep more than a megabyte.
+    """
+    for kept in vars(fastapi.dependencies.models).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
 
 
 @pytest.fixture
