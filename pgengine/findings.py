@@ -161,7 +161,7 @@ class Watch(Spec):
             evaluation: Of the final policy on fresh episodes, if there is one.
         """
         target = spec.stop.target_return
-        final = evaluation.mean_return if evaluation is not None else self.mean
+        final, variance = self._end(evaluation)
         threshold = facts.reward_threshold if target is None else target
         reached = stopped_by == "target_return" or (
             final is not None and threshold is not None and final >= threshold and stopped_by is not None
@@ -174,7 +174,17 @@ class Watch(Spec):
         alike = self._returns_alike(facts)
         found += alike or self._estimates_zero()
         found += [*self._episodes_cut(facts), *self._entropy_vanished(facts), *self._gradient_drowned(spec)]
-        return [*found, *self._best_was_earlier(evaluation), *self._actions_saturated()]
+        return [*found, *self._best_was_earlier(final, variance), *self._actions_saturated()]
+
+    def _end(self, evaluation: Evaluation | None) -> tuple[float | None, float]:
+        """The mean return at the end, as well as it is known, and the variance of what is said of it."""
+        if evaluation is None:
+            return self.mean, self.variance
+        if evaluation.exact_mean_return is not None:
+            return evaluation.exact_mean_return, 0.0
+        low, high = evaluation.confidence_interval
+        # an interval is about four standard errors wide; there is none where all returns were alike
+        return evaluation.mean_return, 0.0 if low is None or high is None else ((high - low) / 4.0) ** 2
 
     def _target_missed(self, target: float, final: float | None, near: bool) -> Finding:
         seen = "" if final is None else f"; the mean return at the end was {final:.6g}"
@@ -273,23 +283,17 @@ class Watch(Spec):
             )
         ]
 
-    def _best_was_earlier(self, evaluation: Evaluation | None) -> list[Finding]:
-        if self.best_mean is None or self.mean is None:
+    def _best_was_earlier(self, final: float | None, variance: float) -> list[Finding]:
+        if self.best_mean is None or final is None:
             return []
-        last, variance = self.mean, self.variance
-        if evaluation is not None:
-            low, high = evaluation.confidence_interval
-            last, variance = evaluation.mean_return, 0.0
-            if low is not None and high is not None:
-                variance = ((high - low) / 4.0) ** 2
-        gap, error = self.best_mean - last, math.sqrt(self.best_variance + variance)
+        gap, error = self.best_mean - final, math.sqrt(self.best_variance + variance)
         if not gap > max(FALLEN * error, 0.05 * abs(self.best_mean)):
             return []
         return [
             Finding(
                 code="best_was_earlier",
                 message=f"the mean return of training was {self.best_mean:.6g} around update {self.best_at} of the "
-                f"policy, and is {last:.6g} at the end",
+                f"policy, and is {final:.6g} at the end",
                 suggestion="take a checkpoint from about then, or train anew with a smaller learning rate, one that "
                 "falls (optimizer.schedule), or more trajectories",
             )

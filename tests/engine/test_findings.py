@@ -100,7 +100,18 @@ def test_a_mean_of_fresh_episodes_says_how_it_ended() -> None:
     run = RUNS["target_missed"]
     last = list(pgengine.train(run))[-1]
     fresh = pgengine.evaluate(last.policy, run.environment, episodes=50)
-    assert f"the mean return at the end was {fresh.mean_return:.6g}" in last.findings(fresh)[0].message
+    assert fresh.exact_mean_return is not None
+    assert f"the mean return at the end was {fresh.exact_mean_return:.6g}" in last.findings(fresh)[0].message
+    sampled = fresh.model_copy(update={"exact_mean_return": None, "confidence_interval": [None, None]})
+    assert f"the mean return at the end was {fresh.mean_return:.6g}" in last.findings(sampled)[0].message
+
+
+def test_an_end_without_an_interval_may_lie_below_the_best() -> None:
+    run = RUNS["best_was_earlier"]
+    last = list(pgengine.train(run))[-1]
+    fresh = pgengine.evaluate(last.policy, run.environment, episodes=50)
+    for changes in ({}, {"exact_mean_return": None}, {"exact_mean_return": None, "confidence_interval": [None, None]}):
+        assert "best_was_earlier" in codes(last.findings(fresh.model_copy(update=changes)))
 
 
 @pytest.mark.parametrize("one", [1, 8])
@@ -189,7 +200,7 @@ def test_a_cart_pole_that_is_solved_is_told_nothing(seed: int) -> None:
     """With a target that is proven, and without one."""
     last = list(pgengine.train(TrainingSpec(environment=CARTPOLE, seed=seed)))[-1]
     assert last.stopped_by == "target_return"
-    assert last.findings() == last.findings(last.evaluation) == []
+    assert last.findings() == last.findings(pgengine.evaluate(last.policy, CARTPOLE, episodes=50)) == []
     further = TrainingSpec(environment=CARTPOLE, seed=seed, stop=StopSpec(updates=1))
     more = list(pgengine.train(further, policy=last.policy.copy()))[-1]
     assert more.findings(pgengine.evaluate(more.policy, CARTPOLE, episodes=50)) == []
