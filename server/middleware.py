@@ -60,7 +60,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 KEY_CACHE_SECONDS = 5.0
 """A revoked key works at most so long in each API process, while the database answers."""
 
-KEY_WAIT_SECONDS = 1.0
+KEY_WAIT_SECONDS = 2.0
 """How long a request with a key that was valid lately waits for the database to say so again."""
 
 ACT_ROUTE = "/v1/policies/{policy_id}/act"
