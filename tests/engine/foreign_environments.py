@@ -184,6 +184,13 @@ class Continuous(gymnasium.Env[Any, Any]):
         return np.ones(2, np.float32), -abs(float(action[0]) - self._target) / self._half, True, False, {}
 
 
+class Narrow(Continuous):
+    """Pays 1 within a tenth of the box around the target, and nothing elsewhere."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, Info]:
+        return np.ones(2, np.float32), float(abs(float(action[0]) - self._target) <= 0.2 * self._half), True, False, {}
+
+
 class Picture(Drawing):
     observation_space = spaces.Box(0, 255, (84, 84, 3), np.uint8)
 
@@ -216,4 +223,5 @@ for environment in CLASSES:
 if "foreign/Game-v0" not in gymnasium.registry:
     gymnasium.register("foreign/Game-v0", Game, max_episode_steps=3, kwargs={"game": "pong"})
     gymnasium.register("foreign/Wide-v0", Continuous, max_episode_steps=1, kwargs={"low": 0, "high": 90, "target": 70})
+    gymnasium.register("foreign/Narrow-v0", Narrow, max_episode_steps=1, kwargs={"low": 0, "high": 90, "target": 60})
     gymnasium.register("foreign/Usual-v0", Continuous, max_episode_steps=1, kwargs={"low": -2, "high": 2, "target": 1})
