@@ -16,10 +16,10 @@ from pgengine.intervals import ReturnRange, lower_bound, mean_interval
 
 UNIT = ReturnRange(low=0.0, high=1.0)
 COIN = ReturnRange(low=0.0, high=1.0, two_values=True)
-SAMPLES = 2000
-RUNS = 2000
+SAMPLES = 1000
+RUNS = 300
 EPISODES = 100
-LOOKS = 30  # of a run, each at a policy that is worth the same
+LOOKS = 10  # of a run, each at a policy that is worth the same
 
 WORLDS: dict[str, tuple[list[float], list[float]]] = {
     "coin 0.5": ([0, 1], [0.5, 0.5]),
