@@ -79,7 +79,7 @@ def stopped(values: np.ndarray, chances: np.ndarray, known: ReturnRange | None) 
 def table() -> list[str]:
     """One row for each world."""
     head = ["returns", "mean", "held by `t`", "of width zero", "held by `betting`", "held by `clopper_pearson`"]
-    head += ["width, `t`", "width, proven", "runs stopped by `t`", "runs stopped by `betting`"]
+    head += ["width, `t`, if any", "width, proven", "runs stopped by `t`", "runs stopped by `betting`"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, (given, odds) in WORLDS.items():
         values, chances = np.array(given, dtype=float), np.array(odds)
