@@ -12,6 +12,7 @@ from alembic.script import ScriptDirectory
 
 from migrations import configuration, migrate
 from server.database import Database
+from server.settings import sqlite_url
 
 __all__: list[str] = []
 
@@ -21,7 +22,7 @@ def draft(message: str) -> Path:
     config = configuration()
     number = len(list(ScriptDirectory.from_config(config).walk_revisions())) + 1
     with tempfile.TemporaryDirectory() as directory:
-        database = Database(f"sqlite:///{directory}/draft.db")
+        database = Database(sqlite_url(Path(directory) / "draft.db"))
         migrate(database)
         with database.connect() as connection, connection.begin():
             config.attributes["connection"] = connection

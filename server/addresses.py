@@ -1,10 +1,12 @@
-"""Under which names this server is asked. Knows headers; knows no route."""
+"""Under which names this server is asked, and by whom: Host headers, and what proxies say. Knows no route."""
 
 import re
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
 
-from server.settings import Settings, is_loopback
+from server.settings import PREFIX, Settings, is_loopback
 
-__all__ = ["Hosts"]
+__all__ = ["Hosts", "Proxies"]
 
 _MAX_CACHED = 10_000
 
@@ -36,3 +38,49 @@ def _host_name(host: str) -> str:
         return bracketed.group(1)
     name, colon, port = host.partition(":")
     return name.removesuffix(".") if not colon or port.isdigit() else ""
+
+
+class Proxies:
+    """What the proxies before this server say of a request: the client's address, and the prefix that they cut off.
+
+    Only proxies of `trusted_proxies` are believed; everybody else may have written such a header, too.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._any = "*" in settings.trusted_proxies
+        self._networks = [ip_network(name) for name in settings.trusted_proxies if name != "*"]
+        self._known: dict[str, bool] = {}
+
+    def are_trusted(self, address: str) -> bool:
+        """Whether a connection from this address comes from a proxy of ours."""
+        known = self._known.get(address)
+        if known is None:
+            known = self._any or self._is_inside(address)
+            if len(self._known) < _MAX_CACHED:
+                self._known[address] = known
+        return known
+
+    def client(self, headers: Mapping[bytes, bytes], address: str) -> str:
+        """The address of the client: the last one that no proxy of ours has added."""
+        for named in reversed(headers.get(b"x-forwarded-for", b"").decode("latin-1").split(",")):
+            try:
+                client = str(ip_address(named.strip()))
+            except ValueError:
+                break  # some proxies write a port or `unknown`
+            if not self.are_trusted(client):
+                return client
+            address = client
+        return address
+
+    def prefix(self, headers: Mapping[bytes, bytes]) -> str | None:
+        """The path that a proxy has cut off, if it says one that can be one."""
+        sent = headers.get(b"x-forwarded-prefix", b"").decode("latin-1").strip().rstrip("/")
+        return sent if PREFIX.fullmatch(sent) else None
+
+    def _is_inside(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+        return any(parsed in network for network in self._networks)

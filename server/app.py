@@ -10,7 +10,7 @@ from typing import Any, cast
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -179,6 +179,12 @@ def _lifespan(tail: Tail, act: ActEndpoint, upkeep: _Upkeep, access: AccessLog) 
 _probes = APIRouter()
 
 
+@_probes.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Where a person who types the address alone finds out what is here."""
+    return RedirectResponse("/docs")
+
+
 @_probes.api_route("/livez", methods=["GET", "HEAD"], include_in_schema=False)
 async def livez() -> dict[str, str]:
     """Whether the process answers; asks nobody else."""
@@ -275,6 +281,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     http_error = cast(HTTPException, error)
     if http_error.status_code == 404:
         return _problem(request, NotFound("There is no such route."))
+    if http_error.status_code == 405 and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"allow": ", ".join(_methods(request))})
     if http_error.status_code == 405:
         return _problem(request, MethodNotAllowed(headers={"allow": ", ".join(_methods(request))}))
     if http_error.status_code == 413:
@@ -286,7 +294,8 @@ def _methods(request: Request) -> list[str]:
     """All methods of a path; the router knows only those of the first route that fits."""
     template = getattr(request.scope.get("route"), "path", "")
     documented = cast(FastAPI, request.app).openapi()["paths"].get(template, {})
-    return sorted(method.upper() for method in documented) or ["GET", "HEAD"]
+    methods = {method.upper() for method in documented} or {"GET"}
+    return sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set()))
 
 
 async def _on_disconnect(request: Request, _: Exception) -> None:

@@ -108,8 +108,7 @@ def serve_(
         # a worker first gives its job back (one grace period), then ends its trainer (another one)
         grace_seconds = 2 * settings.grace_seconds + 2
         with Programs("worker", settings.workers, settings.environment(), grace_seconds):
-            data_file = database.url.database if database.dialect == "sqlite" else None
-            serve(settings, database, sock, lambda: _greet(settings, database, sock, data_file))
+            serve(settings, database, sock, lambda: _greet(settings, database, sock))
 
 
 @program.command()
@@ -144,7 +143,7 @@ def api(
     stop_in_order()
     with _database(settings) as database, _serving(), listen(settings) as sock:
         _check_revision(database)
-        serve(settings, database, sock, lambda: _greet(settings, database, sock, None))
+        serve(settings, database, sock, lambda: _greet(settings, database, sock))
 
 
 @program.command()
@@ -229,20 +228,25 @@ def revoke_key(
 # --- what is said at the start ----------------------------------------------------------------------------------------
 
 
-def _greet(settings: Settings, database: Database, sock: socket.socket, data_file: str | None) -> None:
+def _greet(settings: Settings, database: Database, sock: socket.socket) -> None:
     """Say where everything is. Only now is a key made, so that none is shown by a program that cannot start."""
     host, port = sock.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     key, secret = _admit(settings, database)
-    lines = [f"API    {url}", f"docs   {url}/docs", f"key    {key}"]
-    if data_file is not None:
-        lines.append(f"data   {os.path.abspath(data_file)}")
+    lines = [f"API    {url}", f"docs   {url}/docs", f"key    {key}", f"data   {_where(database)}"]
     authorization = f" -H 'authorization: Bearer {secret}'" if secret else ""
     lines.append(
         f"try    curl -s {url}/v1/training-jobs{authorization} -H 'content-type: application/json' -d '{SHORTEST_BODY}'"
     )
     typer.echo("\n".join(lines))
     sys.stdout.flush()
+
+
+def _where(database: Database) -> str:
+    """Where the data is, for people: a file, or a database without its password."""
+    if database.dialect == "sqlite":
+        return os.path.abspath(database.url.database or "")
+    return database.url.set(drivername="postgresql", password=None, query={}).render_as_string()
 
 
 def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
@@ -261,7 +265,7 @@ def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:
             return f"the one that {API_KEY} named at an earlier start; {end}", "<key>"
         first = keys.create_first(session, "first start")
     if first is None:
-        return "shown at the first start; `python -m server keys create NAME` makes another", "<key>"
+        return "one of those in the database; `python -m server keys create NAME --scope admin` makes another", "<key>"
     row, secret = first
     audit("key_created", key_id=row.id, name=row.name, scopes=row.scopes, by="first start")
     return f"{secret}   (shown only now: keep it)", secret

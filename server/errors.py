@@ -18,6 +18,7 @@
     │   └── CannotBeRepeated         cannot_be_repeated
     ├── PayloadTooLarge         413  payload_too_large
     ├── UnsupportedMediaType    415  unsupported_media_type
+    ├── RangeNotSatisfiable     416  range_not_satisfiable
     ├── InvalidRequest          422  invalid_request
     │   └── InvalidCursor            invalid_cursor
     ├── IdempotencyKeyReused    422  idempotency_key_reused
@@ -58,6 +59,7 @@ __all__ = [
     "OriginNotAllowed",
     "PayloadTooLarge",
     "PolicyBusy",
+    "RangeNotSatisfiable",
     "RequestTimeout",
     "TooManyConnections",
     "TooManyRequests",
@@ -249,6 +251,14 @@ class UnsupportedMediaType(ApiError):
     status = 415
     code = "unsupported_media_type"
     title = "The body's media type is not supported."
+
+
+class RangeNotSatisfiable(ApiError):
+    """The Range header asks for bytes that the content does not have."""
+
+    status = 416
+    code = "range_not_satisfiable"
+    title = "The content has no such bytes."
 
 
 class InvalidRequest(ApiError):

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import uuid_utils
 from starlette.requests import ClientDisconnect
 
-from server.addresses import Hosts
+from server.addresses import Hosts, Proxies
 from server.errors import (
     PROBLEM_MEDIA_TYPE,
     ApiError,
@@ -69,7 +69,7 @@ _MAX_CACHED = 10_000
 _PROBES = frozenset({"/livez", "/readyz"})
 _UNSEEN = _PROBES | {"/metrics"}
 """Asked so often by programs that a line for each would hide the others."""
-_OPEN = _PROBES | {"/docs", "/openapi.json"}
+_OPEN = _PROBES | {"/", "/docs", "/openapi.json"}
 _OPEN_BELOW = "/docs/"
 _ACT_PREFIX = "/v1/policies/"
 _ACT_SUFFIX = "/act"
@@ -79,7 +79,9 @@ _COMPUTES = re.compile(r"/v1/training-jobs/[^/]*/updates/[^/]*")
 """What is read by computing it anew: a key that may only read what is kept must not take the processors."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-prefix"})
 _ONCE = (
+    b"x-forwarded-prefix",
     b"host",
     b"origin",
     b"authorization",
@@ -94,13 +96,17 @@ SECURITY_HEADERS = (
     (b"referrer-policy", b"no-referrer"),
 )
 _PREFLIGHT_HEADERS = (
-    (b"access-control-allow-methods", b"GET, POST, DELETE"),
-    (b"access-control-allow-headers", b"authorization, content-type, idempotency-key, last-event-id, x-request-id"),
+    (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
+    (
+        b"access-control-allow-headers",
+        b"authorization, content-type, idempotency-key, if-none-match, if-range, last-event-id, range, x-request-id",
+    ),
     (b"access-control-max-age", b"600"),
 )
 _EXPOSED_HEADERS = (
     b"access-control-expose-headers",
-    b"etag, location, policy-age-seconds, retry-after, x-request-id, x-should-retry",
+    b"accept-ranges, allow, content-disposition, content-range, etag, location, policy-age-seconds, retry-after, "
+    b"x-request-id, x-should-retry",
 )
 
 _log = logging.getLogger(__name__)
@@ -156,6 +162,8 @@ class Gate:
         self._anyone = anyone
         self._keys = _Keys(verify, clock, settings.key_outage_seconds)
         self._hosts = Hosts(settings)
+        self._proxies = Proxies(settings)
+        self._root_path = settings.root_path
         self._origins = frozenset(origin.lower() for origin in settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,6 +171,8 @@ class Gate:
         if scope["type"] == "http":
             headers = dict(scope["headers"])
             exchange = _Exchange(scope, send, self._metrics, headers.get(b"x-request-id"))
+            if self._root_path or not _FORWARDED.isdisjoint(headers):
+                self._behind_proxy(scope, headers, exchange)
             await self._http(scope, headers, receive, exchange)
             self._note(scope, exchange)
         elif scope["type"] == "lifespan":
@@ -176,6 +186,20 @@ class Gate:
         if self._access is not None and self._access.is_on:
             self._access.write(answered)
 
+    def _behind_proxy(self, scope: Scope, headers: dict[bytes, bytes], exchange: "_Exchange") -> None:
+        """Take from the path what stands before all paths, and the client from what a proxy of ours says."""
+        client = scope.get("client")
+        prefix: str | None = None
+        if client and self._proxies.are_trusted(client[0]):
+            exchange.address = self._proxies.client(headers, client[0])
+            prefix = self._proxies.prefix(headers)
+        exchange.prefix = self._root_path if prefix is None else prefix
+        path = scope["path"]
+        if exchange.prefix and f"{path}/".startswith(f"{exchange.prefix}/"):
+            exchange.path = path[len(exchange.prefix) :] or "/"
+        # what the router expects: the path with its prefix, whether the proxy has cut it off or not
+        scope["root_path"], scope["path"] = exchange.prefix, exchange.prefix + exchange.path
+
     async def _http(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, exchange: "_Exchange") -> None:
         try:
             await self._pass(scope, headers, receive, exchange)
@@ -188,14 +212,14 @@ class Gate:
             _log.debug("request %s: the client went away", exchange.request_id)
         # the last resort of the whole server
         except Exception:  # noqa: BLE001
-            _log.exception("request %s: %s %s failed", exchange.request_id, scope["method"], scope["path"])
+            _log.exception("request %s: %s %s failed", exchange.request_id, scope["method"], exchange.path)
             await exchange.refuse(InternalError())
 
     def _note(self, scope: Scope, exchange: "_Exchange") -> None:
         """Write down what was answered, and once more what was destroyed."""
-        if self._access is not None and self._access.is_on and scope["path"] not in _UNSEEN:
+        if self._access is not None and self._access.is_on and exchange.path not in _UNSEEN:
             self._access.write(exchange.answered())
-        if exchange.status is not None and exchange.status < 300 and _destroys(scope["method"], scope["path"]):
+        if exchange.status is not None and exchange.status < 300 and _destroys(scope["method"], exchange.path):
             answered = exchange.answered()._asdict()
             del answered["ended_at"], answered["seconds"]
             audit(f"{scope['method']} {answered.pop('route')}", **answered)
@@ -205,7 +229,7 @@ class Gate:
         state["request_id"] = exchange.request_id
         if len(headers) != len(scope["headers"]):
             _check_repeated(scope["headers"])
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], exchange.path
         if path not in _PROBES and not self._hosts.allowed(headers.get(b"host", b"")):
             raise HostNotAllowed()
         if b"origin" in headers:
@@ -218,10 +242,16 @@ class Gate:
         if method in _WITH_BODY:
             receive = self._body(headers, receive)
         if policy_id is None:
+            if method == "HEAD":
+                # what GET answers, without its body
+                exchange.scope = {**scope, "method": "GET"}
+                return await self._app(exchange.scope, receive, exchange.send_head)
             return await self._app(scope, receive, exchange.send)
         exchange.route = ACT_ROUTE
+        if method == "OPTIONS":
+            return await exchange.answer(204, [(b"allow", b"OPTIONS, POST")], b"")
         if method != "POST":
-            raise MethodNotAllowed(headers={"allow": "POST"})
+            raise MethodNotAllowed(headers={"allow": "OPTIONS, POST"})
         state["policy_id"] = policy_id
         await self._act(scope, receive, exchange.send)
 
@@ -260,14 +290,32 @@ class Gate:
 class _Exchange:
     """One request's way back: what every response carries, and the count of it."""
 
-    __slots__ = ("_began", "_metrics", "_scope", "_send", "origin", "request_id", "route", "status")
+    __slots__ = (
+        "_began",
+        "_method",
+        "_metrics",
+        "_send",
+        "address",
+        "origin",
+        "path",
+        "prefix",
+        "request_id",
+        "route",
+        "scope",
+        "status",
+    )
 
     def __init__(self, scope: Scope, send: Send, metrics: Metrics, request_id: bytes | None) -> None:
-        self._scope = scope
+        self.scope = scope
+        self._method = scope["method"]
         self._send = send
         self._metrics = metrics
         self._began = perf_counter()
         self.request_id = request_id_for(request_id)
+        client = scope.get("client")
+        self.address: str | None = client[0] if client else None
+        self.path: str = scope["path"]
+        self.prefix = ""
         self.origin: bytes | None = None
         self.route: str | None = None
         self.status: int | None = None
@@ -276,12 +324,24 @@ class _Exchange:
         """Send a message of the response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
+            headers = message.get("headers", ())
+            if self.prefix:
+                headers = [(name, self._placed(value) if name == b"location" else value) for name, value in headers]
+            headers = [*headers, (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
             if self.origin is not None:
                 headers += [(b"access-control-allow-origin", self.origin), (b"vary", b"Origin"), _EXPOSED_HEADERS]
             message = {**message, "headers": headers}
             self._count(message["status"])
         await self._send(message)
+
+    async def send_head(self, message: Message) -> None:
+        """Send the head of a response, and nothing of its body; a stream ends with that."""
+        if message["type"] == "http.response.start":
+            await self.send(message)
+            await self._send({"type": "http.response.body", "body": b""})
+
+    def _placed(self, location: bytes) -> bytes:
+        return self.prefix.encode() + location if location.startswith(b"/") else location
 
     async def answer(self, status: int, headers: Collection[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole response."""
@@ -299,27 +359,25 @@ class _Exchange:
 
     def answered(self) -> Answered:
         """What there is to say of the request when it has ended."""
-        scope = self._scope
-        caller: Caller | None = scope["state"].get("identity")
-        client = scope.get("client")
+        caller: Caller | None = self.scope["state"].get("identity")
         return Answered(
             time(),
             self.request_id,
             None if caller is None else caller.key_id,
-            client[0] if client else None,
-            scope["method"],
-            scope["path"],
+            self.address,
+            self._method,
+            self.path,
             self._template(),
             self.status,
             perf_counter() - self._began,
         )
 
     def _template(self) -> str:
-        return self.route or str(getattr(self._scope.get("route"), "path", "unmatched"))
+        return self.route or str(getattr(self.scope.get("route"), "path", "unmatched"))
 
     def _count(self, status: int) -> None:
         # only the template of a route may become a label; paths are endless
-        self._metrics.request_finished(self._template(), self._scope["method"], status, perf_counter() - self._began)
+        self._metrics.request_finished(self._template(), self._method, status, perf_counter() - self._began)
 
 
 def request_id_for(sent: bytes | None) -> str:

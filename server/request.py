@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from sqlalchemy.orm import Session
 from starlette.datastructures import QueryParams
 
-from server.bodies import LARGEST_INTEGER, MAX_ERRORS, MAX_NAME, decode
+from server.bodies import LARGEST_INTEGER, MAX_ERRORS, MAX_NAME, decode, takes_long
 from server.database import Database
 from server.errors import FieldError, InvalidRequest, NotAcceptable, invalid, pointer_to
 from server.faults import value_at, walked
@@ -45,9 +45,6 @@ __all__ = [
     "negotiated",
     "written",
 ]
-
-LARGE_BODY = 65_536
-"""Bodies from here on are read in a thread: other requests do not wait for them."""
 
 
 async def _database(request: Request) -> Database:
@@ -205,7 +202,7 @@ class StrictRoute(APIRoute):
             if has_body:
                 raw = await request.body()
                 depth = cast(Settings, request.app.state.settings).max_body_depth
-                value = decode(raw, depth) if len(raw) < LARGE_BODY else await run_in_threadpool(decode, raw, depth)
+                value = await run_in_threadpool(decode, raw, depth) if takes_long(raw) else decode(raw, depth)
                 # what was sent, to the byte, is what an Idempotency-Key stands for
                 request.state.body = raw
             try:

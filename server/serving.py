@@ -87,6 +87,8 @@ def serve(settings: Settings, database: Database, sock: socket.socket, on_start:
         http=cast(Any, Connections(limits, app.refused).protocol),
         log_config=None,
         access_log=False,
+        # what proxies say is read by the gate, which knows whom to believe
+        proxy_headers=False,
         lifespan="on",
         ws="none",
         server_header=False,

@@ -10,7 +10,7 @@ import re
 import resource
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,7 +18,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from server.logs import Level
 from server.memory import LEAST_BYTES, machine_bytes
 
-__all__ = ["API_KEY", "Settings", "is_loopback", "program_environment"]
+__all__ = ["API_KEY", "PREFIX", "Settings", "is_loopback", "program_environment", "sqlite_url"]
+
+PREFIX = re.compile(r"(/[A-Za-z0-9._~\-]+)+")
+"""What a path before all others may look like: nothing that a browser would read as another host."""
 
 Names = Annotated[list[str], NoDecode]  # comma-separated in the environment, not JSON
 
@@ -56,8 +59,13 @@ def program_environment(threads: int) -> dict[str, str]:
     return inherited | counts
 
 
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    return f"sqlite:///{quote(str(file))}"
+
+
 def _default_database_url(data: dict[str, Any]) -> str:
-    return f"sqlite:///{data['data_dir'] / 'pgengine.db'}"
+    return sqlite_url(data["data_dir"] / "pgengine.db")
 
 
 def _default_threads(data: dict[str, Any]) -> int:
@@ -112,6 +120,11 @@ class Settings(BaseSettings):
     """Host names that requests may carry, comma-separated, `*` for any. Loopback names and `HOST` always may."""
     allowed_origins: Names = Field(default_factory=list)
     """Origins of web pages that may use the API, comma-separated, such as `https://lab.example`. Its own always may."""
+
+    root_path: str = ""
+    """Path below which a proxy serves the API, such as `/pgengine`; the proxy may cut it off or leave it."""
+    trusted_proxies: Names = Field(default_factory=lambda: ["127.0.0.1", "::1"])
+    """Addresses and networks of proxies whose X-Forwarded-For and X-Forwarded-Prefix count, comma-separated, or `*`."""
 
     # --- how jobs run
     workers: Annotated[int, Field(ge=0, le=256)] = 1
@@ -171,7 +184,9 @@ class Settings(BaseSettings):
     max_policy_parameters: Annotated[int, Field(ge=1, le=10**9)] = 5_000_000
     """Most numbers in one policy."""
 
-    @field_validator("allowed_hosts", "allowed_origins", "environments", "environment_modules", mode="before")
+    @field_validator(
+        "allowed_hosts", "allowed_origins", "trusted_proxies", "environments", "environment_modules", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -190,6 +205,22 @@ class Settings(BaseSettings):
         if len(key) < SHORTEST_KEY:
             raise ValueError(f"a key needs at least {SHORTEST_KEY} characters; `openssl rand -hex 32` makes one")
         return SecretStr(key)
+
+    @field_validator("root_path")
+    @classmethod
+    def _clean_prefix(cls, value: str) -> str:
+        value = value.strip().rstrip("/")
+        if value and not PREFIX.fullmatch(value):
+            raise ValueError("a path is a slash and letters, digits, `.`, `_`, `~` or `-`, such as /pgengine")
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name != "*":
+                ipaddress.ip_network(name)  # its own message names what is wrong
+        return value
 
     @field_validator("environments")
     @classmethod

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 
 from server.checkpoints import store
 from server.checkpoints.schemas import Checkpoint
 from server.checkpoints.store import Checkpoint as Row
+from server.conditional import has_already, wanted_part
 from server.ids import CheckpointId
 from server.pages import Page, Slice
 from server.request import Db, StrictRoute
@@ -38,24 +39,40 @@ def get_checkpoint(checkpoint_id: Id, database: Db) -> Checkpoint:
             "description": "The policy in the safetensors format, with a JSON header; `pgengine.load` reads it.",
             "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
         },
+        206: {
+            "description": "The bytes that Range asks for.",
+            "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}},
+        },
         304: {"description": "The client has it already, as If-None-Match says."},
     },
 )
 def get_checkpoint_content(
+    request: Request,
     checkpoint_id: Id,
     database: Db,
-    if_none_match: Annotated[str | None, Header(description="ETag of what the client has.")] = None,
+    if_none_match: Annotated[str | None, Header(description="ETags of what the client has, or `*`.")] = None,
+    range_: Annotated[
+        str | None, Header(alias="Range", description="Bytes to send, such as `bytes=1000-`.", examples=["bytes=0-99"])
+    ] = None,
+    if_range: Annotated[str | None, Header(description="ETag that Range presumes; otherwise all is sent.")] = None,
 ) -> Response:
-    """The policy's bytes: weights and all that acting needs. A checkpoint's content never changes."""
+    """The policy's bytes: weights and all that acting needs. A checkpoint's content never changes.
+
+    A download that broke off goes on with `Range`.
+    """
     with database.read() as session:
         row = store.get(session, checkpoint_id)
         tag = f'"{row.sha256}"'
-        headers = {"etag": tag, "cache-control": "private, max-age=31536000, immutable"}
-        if if_none_match is not None and tag in if_none_match:
+        headers = {"etag": tag, "accept-ranges": "bytes", "cache-control": "private, max-age=31536000, immutable"}
+        if if_none_match is not None and has_already(request.headers.getlist("if-none-match"), tag):
             return Response(status_code=304, headers=headers)
         data = store.content(session, checkpoint_id)
     headers["content-disposition"] = f'attachment; filename="{row.id}.safetensors"'
-    return Response(data, media_type=MEDIA_TYPE, headers=headers)
+    part = wanted_part(range_, if_range, tag, len(data))
+    if part is None:
+        return Response(data, media_type=MEDIA_TYPE, headers=headers)
+    headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{len(data)}"
+    return Response(data[part.start : part.stop], 206, headers, media_type=MEDIA_TYPE)
 
 
 def checkpoint_body(row: Row) -> Checkpoint:

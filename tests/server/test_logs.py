@@ -141,7 +141,7 @@ def test_requests_and_what_cannot_be_undone_are_written_down(start: Any) -> None
         client.get(f"{path}?limit=geheim", headers={"x-request-id": "second"})
         client.delete(path, headers={"x-request-id": "third"})
         client.get("/v1/policies", headers={"authorization": "Bearer wrong", "x-request-id": "fourth"})
-    server.wait_for('"request_id": "fourth"')
+    server.wait_for('"request_id":"fourth"')
     assert server.end() == 0
     text = "\n".join(server.lines)
     lines = [json.loads(line) for line in server.lines if line.startswith("{")]

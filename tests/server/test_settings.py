@@ -1,11 +1,14 @@
 import os
 import re
+import resource
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from migrations import migrate
+from server.database import Database
 from server.settings import Settings, is_loopback, program_environment
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -24,6 +27,8 @@ def _default(field: FieldInfo) -> str:
         return "computed"
     if field.default is None:
         return "none"
+    if field.default == "":
+        return "empty"
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
@@ -145,3 +150,37 @@ def test_what_computes_has_nothing_that_opens_the_database_or_the_api(monkeypatc
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize("name", ["feature%2Fx", "a b", "a?b=c", "a#b", "ü", "100%", "a@b:c", "%41"])
+def test_the_data_directory_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
+    directory = tmp_path / name
+    settings = Settings(data_dir=directory)
+    for url in (settings.database_url, settings.environment()["PGENGINE_DATABASE_URL"]):
+        directory.mkdir(exist_ok=True)
+        database = Database(url)
+        migrate(database)
+        # as the worker's lease opens it once more
+        again = Database(database.url.render_as_string(hide_password=False))
+        again.ping()
+        again.dispose()
+        database.dispose()
+        assert (directory / "pgengine.db").is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("path", ["//evil.example", "/a//b", "a", "/a b", "/a?b", "http://x"])
+def test_a_root_path_that_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="such as /pgengine"):
+        Settings(root_path=path)
+
+
+@pytest.mark.parametrize("address", ["lab.example", "10.0.0.1/8", "10.0.0", ""])
+def test_a_trusted_proxy_is_an_address_or_a_network(address: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(trusted_proxies=[address])
+
+
+def test_connections_leave_descriptors_to_the_server_itself() -> None:
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert 1 <= Settings().max_connections < allowed or allowed == resource.RLIM_INFINITY

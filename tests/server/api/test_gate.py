@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from server.addresses import Proxies
 from server.database import Database
 from server.keys import store as keys
 from server.middleware import KEY_CACHE_SECONDS
@@ -118,7 +119,7 @@ def test_the_documentation_loads_nothing_from_elsewhere(api: Any) -> None:
     assert "https://" not in page
 
 
-@pytest.mark.parametrize("path", ["/", "/docsx", "/livez/x", "//livez", "/redoc", "/v1", "/docs/../v1/policies"])
+@pytest.mark.parametrize("path", ["/docsx", "/livez/x", "//livez", "/redoc", "/v1", "/docs/../v1/policies"])
 def test_nothing_else_is_open(api: Any, path: str) -> None:
     assert api.get(path, key=None).status_code in (401, 404)
 
@@ -299,10 +300,10 @@ def test_an_unknown_route_is_a_problem(api: Any, problem: Callable[..., Any]) ->
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("PUT", "/v1/policies", "GET, POST"),
-        ("PATCH", f"/v1/policies/pol_{OBJECT}", "DELETE, GET"),
-        ("GET", f"/v1/policies/pol_{OBJECT}/act", "POST"),
-        ("DELETE", "/v1/environment-types", "GET"),
+        ("PUT", "/v1/policies", "GET, HEAD, OPTIONS, POST"),
+        ("PATCH", f"/v1/policies/pol_{OBJECT}", "DELETE, GET, HEAD, OPTIONS"),
+        ("GET", f"/v1/policies/pol_{OBJECT}/act", "OPTIONS, POST"),
+        ("DELETE", "/v1/environment-types", "GET, HEAD, OPTIONS"),
     ],
 )
 def test_another_method_is_a_problem_that_names_those_that_work(
@@ -398,3 +399,141 @@ def test_a_client_that_goes_away_within_its_body_is_no_mistake(
     assert sent == []
     assert caplog.text == ""
     assert f'method="POST",route="{path.replace(f"pol_{OBJECT}", "{policy_id}")}"' not in api.get("/metrics").text
+
+
+# --- methods
+
+
+def test_head_is_answered_wherever_get_is_with_the_same_head_and_no_body(api: Any) -> None:
+    api.created("/v1/policies", {"environment": {"kind": "gymnasium", "id": "CartPole-v1"}})
+    ids = {"policy_id": api.get("/v1/policies").json()["data"][0]["id"]}
+    ids["environment_id"] = api.get("/v1/environments").json()["data"][0]["id"]
+    ids["checkpoint_id"] = api.get(f"/v1/policies/{ids['policy_id']}/checkpoints").json()["data"][0]["id"]
+    ids |= {"job_id": f"job_{OBJECT}", "check_id": f"job_{OBJECT}", "update": "1"}
+    paths = [path for path, operations in api.app.fastapi.openapi()["paths"].items() if "get" in operations]
+    for path in [path.format(**ids) for path in paths] + ["/", "/docs", "/openapi.json", "/livez", "/readyz"]:
+        got, head = api.get(path), api("HEAD", path)
+        assert head.status_code == got.status_code, path
+        assert head.content == b""
+        kept = [name for name in got.headers if name != "x-request-id"]
+        assert [head.headers[name] for name in kept] == [got.headers[name] for name in kept]
+
+
+def test_head_of_a_stream_ends(api: Any) -> None:
+    job = api.created("/v1/training-jobs", {"environment": {"kind": "gymnasium", "id": "CartPole-v1"}})
+    path, headers = f"/v1/training-jobs/{job['id']}/events", {"accept": "text/event-stream"}
+    assert api("HEAD", path, headers=headers).headers["content-type"].startswith("text/event-stream")
+    assert "pgengine_open_streams 0.0" in api.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/v1/policies", "GET, HEAD, OPTIONS, POST"),
+        (f"/v1/policies/pol_{OBJECT}", "DELETE, GET, HEAD, OPTIONS"),
+        (f"/v1/policies/pol_{OBJECT}/act", "OPTIONS, POST"),
+        (f"/v1/training-jobs/job_{OBJECT}/cancel", "OPTIONS, POST"),
+        ("/livez", "GET, HEAD, OPTIONS"),
+        ("/docs", "GET, HEAD, OPTIONS"),
+    ],
+)
+def test_options_names_the_methods_of_a_path(api: Any, path: str, allow: str) -> None:
+    response = api("OPTIONS", path)
+    assert (response.status_code, response.content) == (204, b"")
+    assert response.headers["allow"] == allow
+
+
+def test_options_of_no_route_is_a_problem(api: Any, problem: Callable[..., Any]) -> None:
+    problem(api("OPTIONS", "/v1/nothing-here"), 404, "not_found")
+
+
+# --- behind a proxy
+
+FORWARDED = {"x-forwarded-prefix": "/lab/rl"}
+
+
+def test_the_address_alone_leads_to_the_documentation(api: Any) -> None:
+    response = api.get("/", key=None)
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+@pytest.mark.parametrize("cut_off", [True, False])
+@pytest.mark.parametrize("told", ["setting", "header"])
+def test_below_a_prefix_everything_leads_back_below_it(
+    sqlite_database: Database, serve: Callable[..., Any], cut_off: bool, told: str
+) -> None:
+    settings = Settings(root_path="/lab/rl/") if told == "setting" else Settings()
+    headers = FORWARDED if told == "header" else {}
+    before = "" if cut_off else "/lab/rl"
+    with serve(settings, sqlite_database) as api:
+
+        def ask(method: str, path: str, **more: Any) -> httpx.Response:
+            response: httpx.Response = api(method, before + path, headers=headers, **more)
+            return response
+
+        body = {"environment": {"kind": "gymnasium", "id": "CartPole-v1"}}
+        made = ask("POST", "/v1/training-jobs", json=body)
+        assert made.headers["location"] == f"/lab/rl/v1/training-jobs/{made.json()['id']}"
+        assert ask("GET", f"/v1/training-jobs/{made.json()['id']}").status_code == 200
+        acted = ask("POST", f"/v1/policies/{made.json()['policy_id']}/act", json={"observation": [0.0] * 4})
+        assert acted.status_code == 200
+        assert ask("GET", "/", key=None).headers["location"] == "/lab/rl/docs"
+        page = ask("GET", "/docs", key=None).text
+        assert "'/lab/rl/openapi.json'" in page
+        assert page.count("/docs/assets/") == page.count("/lab/rl/docs/assets/")
+        assert ask("GET", "/docs/assets/swagger-ui-bundle.js", key=None).status_code == 200
+        assert ask("GET", "/openapi.json", key=None).json()["servers"] == [{"url": "/lab/rl"}]
+        assert ask("GET", "/livez", key=None).status_code == 200
+        assert ask("GET", "/v1/policies", key=None).status_code == 401
+        if not cut_off:
+            assert api.get("/lab/rl", headers=headers, key=None).headers["location"] == "/lab/rl/docs"
+            assert api.get("/lab/rlx/v1/policies", headers=headers).status_code == 404
+    with serve(Settings(), sqlite_database) as api:
+        assert "servers" not in api.get("/openapi.json").json()
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "/a//b", "https://evil.example", "/a?b", "/a b", "/<x>", "", "/", "a"]
+)
+def test_a_prefix_that_is_none_is_ignored(api: Any, prefix: str) -> None:
+    response = api.get("/", headers={"x-forwarded-prefix": prefix}, key=None)
+    assert response.headers["location"] == "/docs"
+
+
+def test_only_proxies_of_ours_are_believed(sqlite_database: Database, serve: Callable[..., Any]) -> None:
+    # the client of these tests has the address 127.0.0.1
+    with serve(Settings(trusted_proxies=["10.0.0.0/8"]), sqlite_database) as api:
+        assert api.get("/", headers=FORWARDED).headers["location"] == "/docs"
+    for trusted in (["127.0.0.0/8"], ["*"], ["10.0.0.1", "127.0.0.1"]):
+        with serve(Settings(trusted_proxies=trusted), sqlite_database) as api:
+            assert api.get("/", headers=FORWARDED).headers["location"] == "/lab/rl/docs"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("1.2.3.4, 203.0.113.9", "203.0.113.9"),
+        ("1.2.3.4, 203.0.113.9, 10.0.0.7", "203.0.113.9"),
+        ("10.0.0.8, 10.0.0.7", "10.0.0.8"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("nonsense", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("1.2.3.4, unknown", "127.0.0.1"),
+    ],
+)
+def test_the_client_is_the_last_address_that_no_proxy_of_ours_is(forwarded: str, client: str) -> None:
+    proxies = Proxies(Settings(trusted_proxies=["127.0.0.1", "10.0.0.0/8"]))
+    assert proxies.client({b"x-forwarded-for": forwarded.encode()}, "127.0.0.1") == client
+    assert proxies.are_trusted("::ffff:10.1.2.3")
+    assert not proxies.are_trusted("11.1.2.3")
+    assert not proxies.are_trusted("a socket")
+
+
+def test_two_prefixes_are_refused(api: Any, problem: Callable[..., Any]) -> None:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api.app), base_url="http://localhost") as client:
+            twice = [("x-forwarded-prefix", "/a"), ("x-forwarded-prefix", "/b")]
+            return await client.get("/livez", headers=twice)
+
+    assert "x-forwarded-prefix" in problem(asyncio.run(send()), 422, "invalid_request")["detail"]

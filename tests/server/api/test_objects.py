@@ -364,3 +364,86 @@ def test_the_application_and_acting_load_no_torch() -> None:
         "assert 'torch' not in sys.modules, 'torch takes more than a second to load'\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def content(api: Any) -> tuple[str, bytes, str]:
+    """A checkpoint's content: its path, its bytes, its tag."""
+    policy = api.created("/v1/policies", {"environment": {"kind": "gymnasium", "id": "CartPole-v1"}})
+    (checkpoint,) = api.get(f"/v1/policies/{policy['id']}/checkpoints").json()["data"]
+    path = f"/v1/checkpoints/{checkpoint['id']}/content"
+    whole = api.get(path)
+    assert whole.headers["accept-ranges"] == "bytes"
+    return path, whole.content, whole.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ("{tag}", 304),
+        ("*", 304),
+        (' "a", {tag} ', 304),
+        ('"a",W/{tag},"b"', 304),
+        ('"a, b", {tag}', 304),
+        ('"a"', 200),
+        ("{bare}", 200),
+        ('"{bare}x"', 200),
+        ('"a, {bare}"', 200),
+        ("", 200),
+    ],
+)
+def test_the_tags_of_if_none_match_are_a_list(
+    api: Any, content: tuple[str, bytes, str], sent: str, status: int
+) -> None:
+    path, _, tag = content
+    headers = {"if-none-match": sent.format(tag=tag, bare=tag.strip('"'))}
+    response = api.get(path, headers=headers)
+    assert response.status_code == status
+    assert response.headers["etag"] == tag
+    assert (response.content == b"") == (status == 304)
+    assert api("HEAD", path, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("sent", "part"),
+    [
+        ("bytes=0-0", slice(0, 1)),
+        ("bytes=100-199", slice(100, 200)),
+        ("bytes=100-", slice(100, None)),
+        ("bytes=-7", slice(-7, None)),
+        ("bytes=5-999999999999", slice(5, None)),
+        ("bytes=-999999999999", slice(None)),
+        ("Bytes = 1 - 2", slice(1, 3)),
+    ],
+)
+def test_a_part_of_a_content_is_sent(api: Any, content: tuple[str, bytes, str], sent: str, part: slice) -> None:
+    path, data, tag = content
+    response = api.get(path, headers={"range": sent, "if-range": tag})
+    first, behind, _ = part.indices(len(data))
+    assert (response.status_code, response.content) == (206, data[part])
+    assert response.headers["content-range"] == f"bytes {first}-{behind - 1}/{len(data)}"
+    assert response.headers["etag"] == tag
+
+
+@pytest.mark.parametrize("sent", ["bytes=3-2", "bytes=-", "lines=1-2", "bytes=0-1,4-5", "bytes=a-b", "bytes", ""])
+def test_a_range_that_is_none_gets_the_whole(api: Any, content: tuple[str, bytes, str], sent: str) -> None:
+    path, data, _ = content
+    response = api.get(path, headers={"range": sent})
+    assert (response.status_code, response.content) == (200, data)
+
+
+def test_a_part_of_something_else_gets_the_whole(api: Any, content: tuple[str, bytes, str]) -> None:
+    path, data, tag = content
+    for other in ('"other"', f"W/{tag}", "Sat, 01 Nov 2025 00:00:00 GMT"):
+        response = api.get(path, headers={"range": "bytes=1-2", "if-range": other})
+        assert (response.status_code, response.content) == (200, data)
+
+
+@pytest.mark.parametrize("sent", ["bytes={size}-", "bytes=-0", "bytes=999999999999-"])
+def test_bytes_that_there_are_not_are_refused(
+    api: Any, problem: Callable[..., Any], content: tuple[str, bytes, str], sent: str
+) -> None:
+    path, data, _ = content
+    response = api.get(path, headers={"range": sent.format(size=len(data))})
+    problem(response, 416, "range_not_satisfiable")
+    assert response.headers["content-range"] == f"bytes */{len(data)}"
