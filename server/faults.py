@@ -48,13 +48,19 @@ def field_errors(errors: Sequence[Mapping[str, Any]], body: Any, model: Any = No
     return [_merged(alternatives) for alternatives in found.values()]
 
 
+_IDENTIFIER = re.compile(r"\^(\w+)_\[0-9a-f\]")
+
+
 def _field_error(error: Mapping[str, Any], body: Any, schema: "Schema | None") -> FieldError:
     place, *loc = error["loc"]
     context = error.get("ctx") or {}
     kind = error["type"]
     if place != "body":
         # of a list in the query it matters which one it is, not the place in it
-        return FieldError(_pointer(loc[:1]), kind, error["msg"])
+        pointer = _pointer(loc[:1])
+        if kind == "string_pattern_mismatch" and (identifier := _IDENTIFIER.match(context["pattern"])):
+            return FieldError(pointer, "malformed_id", f"Expected an id: {identifier[1]}_ and 32 hexadecimal digits.")
+        return FieldError(pointer, kind, error["msg"])
     parts = walked(body, loc, missing=kind == "missing")
     pointer = _pointer(parts)
     match kind:
@@ -73,7 +79,7 @@ def _field_error(error: Mapping[str, Any], body: Any, schema: "Schema | None") -
         case "union_tag_not_found":
             shown = _shown(body, parts, schema)
             return FieldError(f"{pointer}/kind", "missing", f"Expected an object with its kind{shown}.")
-        case "string_pattern_mismatch" if identifier := re.match(r"\^(\w+)_\[0-9a-f\]", context["pattern"]):
+        case "string_pattern_mismatch" if identifier := _IDENTIFIER.match(context["pattern"]):
             shown = _shown(body, parts, schema)
             expected = f"Expected an id: {identifier[1]}_ and 32 hexadecimal digits"
             return FieldError(pointer, "malformed_id", f"{expected}{f'; or an object{shown}' if shown else ''}.")

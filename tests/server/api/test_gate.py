@@ -119,7 +119,7 @@ def test_the_documentation_loads_nothing_from_elsewhere(api: Any) -> None:
     assert "https://" not in page
 
 
-@pytest.mark.parametrize("path", ["/docsx", "/livez/x", "//livez", "/redoc", "/v1", "/docs/../v1/policies"])
+@pytest.mark.parametrize("path", ["/docsx", "/livez/x", "/livez//", "/redoc", "/v1", "/docs/../v1/policies"])
 def test_nothing_else_is_open(api: Any, path: str) -> None:
     assert api.get(path, key=None).status_code in (401, 404)
 
