@@ -6,7 +6,8 @@ is its protocol with bounds:
     head        so many bytes (431) within so many seconds (408), counted from the first byte or the opening
     body        some seconds, and more for each byte that has come (408); how large it may be the gate knows
     answer      a client that takes nothing of it for a minute is cut off
-    number      beyond the bound the connection that has waited longest without a request goes; where none waits, 503
+    number      beyond the bound the connection goes that has waited longest without a request, or else the one that
+                was answered longest ago and is still sending its body; where there is none, 503
 
 What is refused here is a problem document with a request id, as everywhere. A request that comes in one piece and is
 answered costs two look-ups more; one timer looks after all that is late.
@@ -47,7 +48,7 @@ SLOWEST_BODY = 1024
 """A body may come as slowly as so many bytes a second, once its first seconds are over."""
 
 EVICTED_AFTER_SECONDS = 1.0
-"""A connection without a request may be closed for another one when it has waited for so long."""
+"""A connection whose requests are answered may be closed for another one when that was so long ago."""
 
 LINGER_SECONDS = 2.0
 """What a client that is refused still sends is read for so long: closing at once would destroy the answer."""
@@ -89,6 +90,8 @@ class Connections:
         # each in the order of its times: who has no whole head yet, and since when
         self.waiting: dict[Connection, float] = {}
         self.receiving: dict[Connection, float] = {}
+        # of those that send a body, who has an answer already, as without a key, and since when
+        self.answered: dict[Connection, float] = {}
         # how much of its answer a client has not taken, and since when
         self.sending: dict[Connection, tuple[int, float]] = {}
         self.ending: dict[Connection, float] = {}
@@ -106,15 +109,16 @@ class Connections:
             self._timer = loop.call_later(self._period, self._look, loop)
         if number <= self.limits.connections:
             return True
-        longest = next(iter(self.waiting), None)
-        if longest is not None and self.waiting[longest] + EVICTED_AFTER_SECONDS <= loop.time():
-            longest.close()
-            return True
+        for group in (self.waiting, self.answered):
+            longest = next(iter(group), None)
+            if longest is not None and group[longest] + EVICTED_AFTER_SECONDS <= loop.time():
+                longest.close()
+                return True
         return False
 
     def left(self, connection: "Connection") -> None:
         """Forget a connection that is closed."""
-        for group in (self.waiting, self.receiving, self.sending, self.ending):
+        for group in (self.waiting, self.receiving, self.answered, self.sending, self.ending):
             group.pop(connection, None)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -283,6 +287,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._at = "start"
         self._all.receiving.pop(self, None)
+        self._all.answered.pop(self, None)
         if self.cycle is not None and self.cycle.response_complete:
             self._all.waiting[self] = self.loop.time()
 
@@ -295,8 +300,9 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._closing()
-        elif self._at != "body" and (self.cycle is None or self.cycle.response_complete):
-            self._all.waiting[self] = self.loop.time()
+        elif self.cycle is None or self.cycle.response_complete:
+            idle = self._all.answered if self._at == "body" else self._all.waiting
+            idle[self] = self.loop.time()
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()

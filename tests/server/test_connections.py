@@ -459,6 +459,34 @@ def test_connections_without_a_request_give_way() -> None:
             assert answered()
 
 
+def test_bodies_behind_their_refusal_give_way() -> None:
+    """Who has no key is answered at once, and must not hold a connection by never ending the body."""
+
+    async def closed(scope: Any, receive: Any, send: Any) -> None:
+        status = 401 if scope["method"] == "POST" else 200
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with serving(connections=10, app=closed) as served, contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(served.connect()) for _ in range(10)]
+        for stranger in strangers:
+            stranger.sendall(b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nx")
+            assert answer(stranger)[0] == 401
+        statuses: list[int] = []
+
+        def answered() -> bool:
+            for stranger in strangers:
+                with contextlib.suppress(OSError):
+                    stranger.sendall(b"x")  # no keep-alive timeout ends what still comes
+            with contextlib.suppress(AssertionError, ConnectionError), served.connect() as client:
+                client.sendall(GET + b"\r\n")
+                statuses.append(answer(client)[0])
+            return statuses[-1:] == [200]
+
+        _until(answered)
+        assert len(served.all.answered) < len(strangers)
+
+
 def test_a_crowd_beyond_the_bound_costs_nothing() -> None:
     with serving(connections=2, head=0.5) as served, contextlib.ExitStack() as stack:
         busy = [stack.enter_context(served.connect()) for _ in range(2)]
