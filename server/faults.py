@@ -234,15 +234,15 @@ def _shown(body: Any, parts: Parts, schema: Schema | None) -> str:
     objects = [one for one in schema.at(body, parts) if "properties" in one] if schema else []
     if not objects:
         return ""
-    kinds = [kind for one in objects for kind in _kinds(one)]
+    kinds = [(kind, one) for one in objects for kind in _kinds(one)]
     if not kinds:
         return f", such as {_example(objects[0], None)}; its fields: {', '.join(objects[0]['properties'])}"
-    # who sends the name of a kind alone is shown that kind
+    # who sends the name of a kind alone is shown that kind; who sends fields alone, the first that has most of them
     sent = value_at(body, parts)
     meant = _plain(sent) if isinstance(sent, str) else None
-    kind = next((kind for kind in kinds if _plain(kind) == meant), kinds[0])
-    owner = next(one for one in objects if kind in _kinds(one))
-    return f", such as {_example(owner, kind)}; its kinds: {', '.join(kinds)}"
+    fields = set(sent) if isinstance(sent, dict) else set[str]()
+    kind, owner = max(kinds, key=lambda one: (_plain(one[0]) == meant, len(fields.intersection(one[1]["properties"]))))
+    return f", such as {_example(owner, kind)}; its kinds: {', '.join(kind for kind, _ in kinds)}"
 
 
 def _example(schema: dict[str, Any], kind: str | None) -> str:
@@ -269,6 +269,9 @@ def _unknown(body: Any, parts: Parts, schema: Schema | None) -> str:
     here = _of_kind([one for one in schema.at(body, parent) if "properties" in one], value_at(body, parent))
     known = list(dict.fromkeys(name for one in here for name in one["properties"]))
     meant = _meant(str(name), known, schema) if len(str(name)) <= min(LONGEST_SEARCHED, MAX_NAME) else []
+    if not meant and "arguments" in known:
+        # what an environment's constructor takes is no field of ours
+        meant = ["a field of arguments"]
     hint = f" Perhaps {' or '.join(meant)} is meant." if meant else ""
     return f"{message}; known are: {', '.join(known)}.{hint}"
 

@@ -352,9 +352,27 @@ HINTS: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "no kind",
-        {"policy": {"hidden": [8]}},
+        {"policy": {"distribution": None}},
         "/policy/kind",
         'such as {"kind": "linear"}; its kinds: linear, mlp, score,',
+    ),
+    (
+        "no kind beside fields of one",
+        {"policy": {"hidden": [8]}},
+        "/policy/kind",
+        'such as {"kind": "mlp"}; its kinds:',
+    ),
+    (
+        "no kind beside a table",
+        {"environment": {"transitions": [[[1.0]]], "rewards": [[0.0]], "initial": [1.0]}},
+        "/environment/kind",
+        'such as {"kind": "tabular", "transitions": […], "initial": […]}; its kinds: gymnasium, tabular, lqr.',
+    ),
+    (
+        "an argument of the environment beside its id",
+        {"environment": {"kind": "gymnasium", "id": "FrozenLake-v1", "is_slippery": False}},
+        "/environment/is_slippery",
+        "Perhaps a field of arguments is meant.",
     ),
     ("a policy's kind", {"policy": "mlp"}, "/policy", 'or an object, such as {"kind": "mlp"}; its kinds: linear, mlp,'),
     (
