@@ -8,6 +8,7 @@ A line is a JSON object where standard error is no terminal, and text for people
     AccessLog().write(…)                    a request was answered; written by a thread of its own
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -176,6 +177,11 @@ class AccessLog:
         self._drain()
 
     def _drain(self) -> None:
+        # a disk that is full for a while costs the lines of that while, and not the log
+        with contextlib.suppress(OSError):
+            self._write_pending()
+
+    def _write_pending(self) -> None:
         pending, self._pending = self._pending, deque()
         dropped, self._dropped = self._dropped, 0
         written = _text if sys.stderr.isatty() else _quickly

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -126,6 +127,41 @@ os._exit(0)
 """
     done = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == "all were noted\n"
+
+
+def test_an_access_log_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
+    source = """
+import os, resource, signal, sys, threading, time
+from server.logs import *
+refused = threading.Event()
+signal.signal(signal.SIGXFSZ, lambda *_: refused.set())  # what the kernel says of a write beyond the limit
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(file, 2)
+configure("info")
+access = AccessLog()
+
+def write(path):
+    access.write(Answered(0.0, "1", None, None, "GET", path, "unmatched", 404, 0.001))
+
+def wait_until(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+write("/before")
+wait_until(lambda: os.fstat(2).st_size)
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.fstat(2).st_size, resource.RLIM_INFINITY))
+write("/lost")
+wait_until(refused.is_set)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+write("/after")
+access.close()
+"""
+    file = tmp_path / "log"
+    done = subprocess.run([sys.executable, "-c", source, str(file)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, file.read_text()
+    assert [json.loads(line)["path"] for line in file.read_text().splitlines() if '"path"' in line][-1] == "/after"
 
 
 @pytest.mark.slow
