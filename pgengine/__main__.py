@@ -235,7 +235,7 @@ def _print_json(result: BaseModel) -> None:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", help="id of a Gymnasium environment, or a JSON file with a training spec")
-    parser.add_argument("--seed", type=int, help="every random number is derived from it (default: the spec's, or 0)")
+    parser.add_argument("--seed", type=int, help="what the engine draws is derived from it (default: the spec's, or 0)")
     parser.add_argument("--updates", type=int, help="stop after so many updates")
     parser.add_argument("--policy", type=Path, help="policy to go on with, as --output writes it")
     parser.add_argument("--behaviour", type=Path, help="policy that acts, if the spec's behaviour is of kind policy")
@@ -260,6 +260,8 @@ def _train(chosen: argparse.Namespace) -> None:
         for made in pgengine.train(resolved, environment=environment, policy=policy, behaviour=behaviour):
             if update is None:  # not before: now nothing is refused any more
                 print(f"label: {pgengine.label(resolved, environment.facts).kind}")
+                for notice in pgengine.notices_of(pgengine.describe(spec.environment), policy.spec):
+                    print(f"{notice.code}: {notice.message}")
             update = made
             figures = made.metrics
             print(

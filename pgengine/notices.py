@@ -48,9 +48,9 @@ def notices_of(facts: EnvironmentFacts, policy: PolicySpec | None = None) -> lis
         numbers = facts.observation_space.size if isinstance(facts.observation_space, BoxSpace) else 0
         scale = "" if policy.normalise_observations else ", and not scaled, unless normalise_observations is true"
         message = (
-            f"the observation looks like an image of {size}; there are no convolutions here, so a {policy.kind} policy "
-            f"reads its {numbers} numbers one by one, without knowing which are neighbours{scale}. Small grey images "
-            "or a few numbers that describe the picture are learned much faster"
+            f"the observation looks like an image of {size}; there are no convolutions here, so a policy of kind "
+            f"{policy.kind} reads its {numbers} numbers one by one, without knowing which are neighbours{scale}. Small "
+            "grey images or a few numbers that describe the picture are learned much faster"
         )
         found.append(Notice(code="image_as_numbers", message=message))
     return found

@@ -7,7 +7,7 @@ client of the server cannot, and must not be able to.
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
@@ -40,7 +40,7 @@ class GymnasiumType:
 
     Attributes:
         id: The registered id.
-        max_episode_steps: Episode limit of the id; None if the request has to give one.
+        max_episode_steps: Episode limit of the id; None if the request has to give one, or nothing registers the id.
         arguments: JSON Schema of the arguments that its constructor takes.
         facts: What is known of it with its own arguments, with a limit of one step where it has none; None if it cannot
             be made here.
@@ -49,17 +49,18 @@ class GymnasiumType:
     """
 
     def __init__(self, environment_id: str, seconds: float = MAKE_SECONDS) -> None:
-        """Makes the environment once and reads it.
-
-        Raises:
-            SpecError: if no environment is registered with this id.
-        """
+        """Makes the environment once and reads it."""
         self.id = environment_id
-        self.max_episode_steps: int | None = _registered(environment_id).max_episode_steps
+        self.max_episode_steps: int | None = None
         self.arguments: dict[str, Any] = _schema({}, open_=False)
         self.facts: EnvironmentFacts | None = None
         self.hint: str | None = None
         self.is_settled = True
+        try:
+            self.max_episode_steps = _registered(environment_id).max_episode_steps
+        except SpecError as error:
+            self.hint = error.message
+            return
         limit = 1 if self.max_episode_steps is None else None
         try:
             self.facts = made(GymnasiumSpec(id=environment_id, max_episode_steps=limit), seconds)
@@ -106,11 +107,7 @@ class AllowList:
 
     def _warn(self, ids: Sequence[str]) -> None:
         for environment_id in ids:
-            try:
-                hint = self._type(environment_id).hint
-            except SpecError as error:
-                hint = error.message
-            if hint is not None:
+            if (hint := self._type(environment_id).hint) is not None:
                 _log.warning("%s cannot be used: %s", environment_id, hint)
 
     def described(self, spec: EnvironmentSpec) -> EnvironmentFacts:
@@ -143,15 +140,8 @@ class AllowList:
             in_time(spec.id, lambda: _check_arguments(spec), self._make_seconds)
 
     def types(self) -> list[GymnasiumType]:
-        """Every registered id that may be used, made once."""
-        return list(self._known())
-
-    def _known(self) -> Iterator[GymnasiumType]:
-        for environment_id in self.ids:
-            try:
-                yield self._type(environment_id)
-            except SpecError:
-                continue  # nothing registers it: there is nothing to tell of it
+        """Every id that may be used, made once."""
+        return [self._type(environment_id) for environment_id in self.ids]
 
     def _type(self, environment_id: str) -> GymnasiumType:
         with self._lock:
@@ -247,7 +237,11 @@ def _registered(environment_id: str) -> Any:
     try:
         return gymnasium.spec(environment_id)
     except gymnasium.error.Error as error:
-        raise SpecError("/id", "environment_not_found", "No environment is registered with this id.") from error
+        message = (
+            f"no environment is registered with the id {environment_id}: its package is missing, or the module that "
+            "registers it has to be named in PGENGINE_ENVIRONMENT_MODULES"
+        )
+        raise SpecError("/id", "environment_not_found", message) from error
 
 
 def _arguments(spec: GymnasiumSpec) -> Arguments:

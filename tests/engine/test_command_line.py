@@ -23,6 +23,7 @@ from pgengine.spec import (
     TabularSpec,
     TrainingSpec,
 )
+from tests.engine import foreign_environments  # noqa: F401  registers what others wrote
 from tests.engine.worlds import CARTPOLE, bandit, random_mdp, table_policy
 
 MDP = random_mdp(0)
@@ -116,6 +117,18 @@ def test_a_run_that_learned_nothing_says_so(tmp_path: Path, capsys: pytest.Captu
     assert finding["code"] == "returns_alike"
     assert "in each of the 6 updates" in finding["message"]
     assert "algorithm.entropy" in finding["suggestion"]
+
+
+def test_what_cannot_be_repeated_is_said_before_anybody_waits_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, expected in (("FromNumpy", 1), ("Drawing", 0)):
+        drawing = {"kind": "gymnasium", "id": f"foreign/{name}-v0"}
+        file = as_json(tmp_path / "spec.json", {"environment": drawing, "evaluation": {"episodes": 2}})
+        assert main(["train", file, "--updates", "1"]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        told = [line for line in printed if line.startswith("not_repeatable: played twice")]
+        assert len(told) == expected
 
 
 def test_a_spec_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

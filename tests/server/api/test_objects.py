@@ -72,9 +72,11 @@ def test_the_operator_adds_environments(
 ) -> None:
     added = Settings(environments=["CartPole-v0", "Missing-v0"])
     with serve(added, sqlite_database) as api:
-        ids = {one["id"] for one in api.get("/v1/environment-types").json()["data"]}
-        assert "CartPole-v0" in ids
-        assert "Missing-v0" not in ids
+        listed = {one["id"]: one for one in api.get("/v1/environment-types").json()["data"]}
+        assert listed["CartPole-v0"]["available"] is True
+        # as ALE/Pong-v5 where ale_py is missing, or nobody has imported it
+        assert listed["Missing-v0"]["available"] is False
+        assert "PGENGINE_ENVIRONMENT_MODULES" in listed["Missing-v0"]["hint"]
         body = {"kind": "gymnasium", "id": "Missing-v0"}
         problem(api.post("/v1/environments", body), 422, "invalid_request", ("/id", "environment_not_found"))
 
