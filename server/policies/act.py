@@ -26,6 +26,7 @@ from server.bodies import check_containers, decode
 from server.database import Database
 from server.errors import FieldError, InvalidRequest, invalid, pointer_to
 from server.metrics import Metrics
+from server.policies.batches import Rows, rows_of
 from server.policies.loaded import CHECKPOINT_EXPECTED, STALE_SECONDS, Loaded, PolicyCache
 from server.request import check_parameters
 
@@ -36,6 +37,9 @@ SMALL_BYTES = 512
 INLINE_WORK = 4_000_000
 """Bodies of so many bytes, and so many multiplications, take about half a millisecond on one core and stay on the
 event loop, where a thread would add a tenth of a millisecond to each; what is larger would keep others waiting."""
+
+IN_PIECES = 1_000_000
+"""Bodies of so many bytes are not made into lists all at once."""
 
 LARGE_AT_ONCE = 2
 """Larger requests that are read or computed at the same time: each takes memory, and a core."""
@@ -61,6 +65,13 @@ class ActRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, gc=Fal
     deterministic: bool = False
     seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] | None = None
     checkpoint: str = "latest"
+
+
+class _Unread(ActRequest, frozen=True, gc=False):
+    """The same, with batches that are not read yet: JSON, and then its rows."""
+
+    observations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # type: ignore[assignment]
+    histories: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # type: ignore[assignment]
 
 
 class ActEndpoint:
@@ -127,7 +138,10 @@ class ActEndpoint:
         _check_memory(loaded, field)
         if field in _BATCHES:
             _check_numbers(loaded, field, value)
-        observations = _observations(loaded, field, value)
+        try:
+            observations = _observations(loaded, field, value)
+        except msgspec.DecodeError as error:
+            raise _explain(decode(body, self._max_depth, MAX_CONTAINERS), error) from None
         # one number tells whether a large one may be among them: no square is larger than the sum of all
         if _squares(loaded, observations) >= _LARGE_SQUARE:
             decode(body, self._max_depth, MAX_CONTAINERS)
@@ -174,6 +188,7 @@ async def _read(receive: Receive) -> bytes:
 
 
 _decoder = msgspec.json.Decoder(ActRequest)
+_unread_decoder = msgspec.json.Decoder(_Unread)
 _EXTREME = re.compile(rb"[eE][-+]?0*[123]\d\d")
 """Numbers near the smallest or the largest float: for each of them msgspec takes eight microseconds, which is a hundred
 times as long as for others and five times as long as Python's own reader."""
@@ -223,6 +238,8 @@ def _with_whole_seed(value: Any) -> ActRequest | None:
 
 
 def _decode_large(body: bytes) -> ActRequest:
+    if len(body) >= IN_PIECES and (request := _in_pieces(body)) is not None:
+        return request
     # looking for garbage after every few hundred new lists takes ten times as long as reading them does
     collects = gc.isenabled()
     gc.disable()
@@ -231,6 +248,13 @@ def _decode_large(body: bytes) -> ActRequest:
     finally:
         if collects:
             gc.enable()
+
+
+def _in_pieces(body: bytes) -> ActRequest | None:
+    """The request with rows that are not read yet; None if it has no batch of lists."""
+    request = _unread_decoder.decode(body)
+    rows = {name: rows_of(memoryview(batch)) for name in _BATCHES if (batch := getattr(request, name))}
+    return msgspec.structs.replace(request, **rows) if rows and None not in rows.values() else None
 
 
 def _explain(value: Any, error: Exception) -> InvalidRequest:
@@ -281,7 +305,9 @@ def _check_memory(loaded: Loaded, field: str) -> None:
         return
     if loaded.has_memory:
         k = loaded.policy.memory
-        message = f"This policy reads the last {k} observations: send history, a list of up to {k}, the newest last."
+        several = field in _BATCHES
+        what = f"histories, each a list of up to {k}" if several else f"history, a list of up to {k}"
+        message = f"This policy reads the last {k} observations: send {what}, the newest last."
         raise invalid(f"/{field}", "history_expected", message)
     raise invalid(f"/{field}", "no_memory", "This policy reads a single observation: send observation.")
 
@@ -297,11 +323,18 @@ def _check_numbers(loaded: Loaded, field: str, value: list[Any]) -> None:
 def _squares(loaded: Loaded, observations: np.ndarray) -> float:
     if loaded.has_memory:
         # places of a window that are not filled yet are not numbers
-        return float(np.nansum(np.square(observations, dtype=np.float64)))
+        return float(np.fmax.reduce(np.abs(observations), axis=None)) ** 2
     return float(np.vdot(observations, observations))
 
 
 def _observations(loaded: Loaded, field: str, value: Any) -> np.ndarray:
+    if not isinstance(value, Rows):
+        return _parsed(loaded, field, value)
+    return np.concatenate([_parsed(loaded, field, rows, first) for first, rows in value.pieces()])
+
+
+def _parsed(loaded: Loaded, field: str, value: Any, first: int = 0) -> np.ndarray:
+    """What is seen, of rows the first of which has this number."""
     batch = field in _BATCHES
     try:
         try:
@@ -312,7 +345,14 @@ def _observations(loaded: Loaded, field: str, value: Any) -> np.ndarray:
             # JSON knows one kind of number: 3.0 is the integer 3, as the schema of the observation says
             return loaded.policy.parse(_with_integers(value), batch=batch)
     except ObservationError as error:
-        raise invalid(f"/{field}{error.pointer}", error.code, error.message) from None
+        pointer = _counted_on(error.pointer, first) if batch else error.pointer
+        raise invalid(f"/{field}{pointer}", error.code, error.message) from None
+
+
+def _counted_on(pointer: str, first: int) -> str:
+    """A pointer into some rows as one into all of them."""
+    row = re.match(r"/(\d+)", pointer)
+    return pointer if row is None else f"/{first + int(row[1])}{pointer[row.end() :]}"
 
 
 def _with_integers(value: Any) -> Any:
