@@ -46,6 +46,7 @@ OWN_DESCRIPTORS = 128
 """What the database's connections, child programs and the log need at most, with room to spare."""
 
 MOST_CONNECTIONS = 100_000
+MOST_STREAMS = 2000
 
 
 def program_environment(threads: int) -> dict[str, str]:
@@ -80,6 +81,12 @@ def _default_connections() -> int:
     if allowed == resource.RLIM_INFINITY:
         return MOST_CONNECTIONS
     return max(1, min(MOST_CONNECTIONS, max(allowed // 4, allowed - OWN_DESCRIPTORS)))
+
+
+def _default_streams(data: dict[str, Any]) -> int:
+    """So many that those who follow jobs leave connections to all others."""
+    connections: int = data["max_connections"]
+    return max(1, min(MOST_STREAMS, connections * 3 // 4))
 
 
 def _default_trainer_memory(data: dict[str, Any]) -> int:
@@ -173,8 +180,8 @@ class Settings(BaseSettings):
     """Deepest nesting of a body."""
     max_act_batch: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     """Most observations in one request for actions."""
-    max_streams: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """Most event streams open at once in one API process."""
+    max_streams: Annotated[int, Field(ge=1, le=100_000)] = Field(default_factory=_default_streams)
+    """Most event streams open at once in one API process. Default: 3/4 of `MAX_CONNECTIONS`, at most 2,000."""
     explain_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """How long the engine may take to explain an update, or to look at a gradient check before it is queued."""
     max_explanations: Annotated[int, Field(ge=1, le=256)] = 2

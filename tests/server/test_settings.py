@@ -184,3 +184,9 @@ def test_a_trusted_proxy_is_an_address_or_a_network(address: str) -> None:
 def test_connections_leave_descriptors_to_the_server_itself() -> None:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert 1 <= Settings().max_connections < allowed or allowed == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(("connections", "streams"), [(1, 1), (32, 24), (896, 672), (50_000, 2000)])
+def test_event_streams_leave_connections_to_all_others(connections: int, streams: int) -> None:
+    assert Settings(max_connections=connections).max_streams == streams
+    assert Settings(max_connections=connections, max_streams=7).max_streams == 7
