@@ -37,9 +37,9 @@ def notices_of(facts: EnvironmentFacts, policy: PolicySpec | None = None) -> lis
     if not facts.repeatable:
         message = (
             "played twice with the same seed and the same actions, this environment gave different episodes: it draws "
-            "from a generator that reset(seed=...) does not set, or keeps something from earlier episodes. Runs with "
-            "one seed differ, and their updates cannot be made again. In a class of your own, take every draw from "
-            "self.np_random, which super().reset(seed=seed) sets"
+            "from a generator that reset(seed=...) does not set, in its constructor perhaps, or keeps something from "
+            "earlier episodes. Runs with one seed differ, and their updates cannot be made again. In a class of your "
+            "own, take every draw from self.np_random, which super().reset(seed=seed) sets"
         )
         found.append(Notice(code="not_repeatable", message=message))
     shape = _image(facts.observation_space)

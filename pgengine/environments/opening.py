@@ -42,7 +42,8 @@ def _open_registered(spec: GymnasiumSpec) -> EpisodeEnvironment:
 def describe(environment: EnvironmentSpec) -> EnvironmentFacts:
     """What is known of an environment before it is learned in: spaces, episode limit, reward threshold.
 
-    A registered environment that is no table is played for a few steps, to see whether a second time gives the same.
+    A registered environment that is no table is played for a few steps, to see whether the same environment and
+    another one that is made from the same spec give the same a second time.
 
     Raises:
         SpecError: with a pointer from the root of the spec, if there is no such environment, an argument is
@@ -50,8 +51,8 @@ def describe(environment: EnvironmentSpec) -> EnvironmentFacts:
     """
     opened = open_environment(environment)
     try:
-        if isinstance(opened, GymnasiumEpisodes) and not is_repeatable(opened):
-            return opened.facts.model_copy(update={"repeatable": False})
-        return opened.facts
+        if not isinstance(opened, GymnasiumEpisodes) or is_repeatable(opened, lambda: GymnasiumEpisodes(opened.spec)):
+            return opened.facts
+        return opened.facts.model_copy(update={"repeatable": False})
     finally:
         opened.close()

@@ -1,11 +1,11 @@
 """Whether the same episodes can be had twice.
 
-An environment that draws from `random` or `numpy.random`, looks at the clock, or keeps something from one episode to
-the next gives other episodes for the same seeds and actions. It can be learned in, but a run of it cannot be repeated,
-and nothing else would say so.
+An environment that draws from `random` or `numpy.random`, looks at the clock, draws something for good when it is made,
+or keeps something from one episode to the next gives other episodes for the same seeds and actions. It can be learned
+in, but a run of it cannot be repeated, and nothing else would say so.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pgengine.environments.episodes import EpisodeEnvironment
-from pgengine.errors import EnvironmentFailure
+from pgengine.errors import EnvironmentFailure, SpecError
 from pgengine.spaces import BoxSpace, DiscreteSpace, MultiBinarySpace, Space, box_bounds
 
 __all__ = ["is_repeatable"]
@@ -23,17 +23,32 @@ EPISODES = 2  # side by side
 SECONDS = 2.0  # a slow simulator is looked at for a few steps less
 
 
-def is_repeatable(environment: EpisodeEnvironment) -> bool:
+def is_repeatable(environment: EpisodeEnvironment, make: Callable[[], EpisodeEnvironment]) -> bool:
     """Whether episodes of a few steps, with the same seeds and actions, are the same when they are played again.
 
-    A difference that shows later, or seldom, is not found. An environment that fails is not judged: playing it will
-    say what is wrong.
+    They are played again in the same environment, and in one that is made anew, as every run does it. A difference that
+    shows later, or seldom, is not found. An environment that fails is not judged: playing it will say what is wrong.
+
+    Args:
+        environment: Open.
+        make: Makes another one from the same spec.
     """
     try:
         first = list(islice(_played(environment), STEPS + 1))
-        return all(_same(one, other) for one, other in zip(first, _played(environment), strict=False))
-    except EnvironmentFailure:
+        if not _plays(environment, first):
+            return False
+        another = make()
+        try:
+            return _plays(another, first)
+        finally:
+            another.close()
+    except (EnvironmentFailure, SpecError):
         return True
+
+
+def _plays(environment: EpisodeEnvironment, seen: list[list[np.ndarray]]) -> bool:
+    """Whether it shows what was seen, as far as it gets in the time that there is."""
+    return all(_same(one, other) for one, other in zip(seen, _played(environment), strict=False))
 
 
 def _played(environment: EpisodeEnvironment) -> Iterator[list[np.ndarray]]:

@@ -61,6 +61,16 @@ class FromNumpy(Drawing):
         return float(np.random.random())
 
 
+class FromConstructor(Drawing):
+    """Is another world each time that it is made, as Gymnasium's FrozenLake without a map is."""
+
+    def __init__(self) -> None:
+        self.shown = random.random()
+
+    def number(self) -> float:
+        return self.shown
+
+
 class FromEarlierEpisodes(Drawing):
     """Is another world in each episode."""
 
@@ -213,8 +223,8 @@ class TwoActions(Drawing):
 
 
 CLASSES: tuple[type[gymnasium.Env[Any, Any]], ...] = (
-    FromRandom, FromNumpy, FromEarlierEpisodes, Rewarding, Ending, SeedingNumpy, SeedingC, Flaky, OldReset, Drawing,
-    Open, Refusing, Picture, Composite, TwoActions, Continuous, Says,
+    FromRandom, FromNumpy, FromConstructor, FromEarlierEpisodes, Rewarding, Ending, SeedingNumpy, SeedingC, Flaky,
+    OldReset, Drawing, Open, Refusing, Picture, Composite, TwoActions, Continuous, Says,
 )  # fmt: skip
 for environment in CLASSES:
     name = f"foreign/{environment.__name__}-v0"

@@ -190,7 +190,8 @@ def test_an_environment_that_sets_numpys_generator_is_trained() -> None:
 
 @pytest.mark.parametrize(("name", "repeatable"), [
     ("Drawing", True), ("SeedingNumpy", True), ("Picture", True), ("OldReset", True),
-    ("FromRandom", False), ("FromNumpy", False), ("FromEarlierEpisodes", False),
+    ("FromRandom", False), ("FromNumpy", False), ("FromConstructor", False),
+    ("FromEarlierEpisodes", False),
     ("Rewarding", False), ("Ending", False),
 ])  # fmt: skip
 def test_an_environment_that_cannot_be_repeated_is_found_out(name: str, repeatable: bool) -> None:

@@ -81,7 +81,8 @@ def test_a_pattern_allows_every_id_that_fits_it(
 ) -> None:
     with api_with("foreign/Fr*", "nothing/*") as api:
         assert {name for name in types(api) if name and name.startswith("foreign/")} == {
-            "foreign/FromRandom-v0", "foreign/FromNumpy-v0", "foreign/FromEarlierEpisodes-v0",
+            "foreign/FromRandom-v0", "foreign/FromNumpy-v0", "foreign/FromConstructor-v0",
+            "foreign/FromEarlierEpisodes-v0",
         }  # fmt: skip
         problem(
             api.post("/v1/environments", foreign("Open")), 422, "invalid_request", ("/id", "environment_not_allowed")
