@@ -90,6 +90,7 @@ class TrainerProcess:
         theirs.close()
         connection: Connection[Any, Any] = Connection(ours.detach())
         self._link = Link(connection)
+        self._ended: Ended | None = None
         log("trainer_started", trainer=self._process.pid)
 
     def send(self, message: Message) -> None:
@@ -108,12 +109,16 @@ class TrainerProcess:
         return self._link.receive() if link in ready else None
 
     def stop(self) -> Ended:
-        """End the process: SIGTERM, and SIGKILL if it still lives after the grace period."""
-        self._send_signal(signal.SIGTERM)
+        """End the process: SIGTERM, and SIGKILL if it still lives after the grace period. May be called again."""
+        # the number of a process that was buried may be another one's by now
+        if self._ended is None:
+            self._send_signal(signal.SIGTERM)
         return self.bury()
 
     def bury(self) -> Ended:
-        """Wait for the end of a process whose link has closed, and say how it ended."""
+        """Wait for the end of a process whose link has closed, and say how it ended. May be called again."""
+        if self._ended is not None:
+            return self._ended
         self._link.close()
         kill_at = time.monotonic() + self._grace_seconds
         # it is looked at and left, so that its end can be taken together with what it has used
@@ -125,9 +130,9 @@ class TrainerProcess:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         # in kilobytes, but on macOS
         peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        ended = Ended(self._process.returncode, peak, self._limit)
-        log("trainer_ended", trainer=self._process.pid, ended=str(ended), peak_bytes=peak)
-        return ended
+        self._ended = Ended(self._process.returncode, peak, self._limit)
+        log("trainer_ended", trainer=self._process.pid, ended=str(self._ended), peak_bytes=peak)
+        return self._ended
 
     def _send_signal(self, number: int) -> None:
         # not Popen's own, which would take the end of a process that has ended, and lose what it has used

@@ -180,9 +180,9 @@ class _Supervisor:
         with self._lease.holding(claim):
             try:
                 self._follow(claim)
-            except store.LeaseLost:
+            except store.LeaseLost as error:
                 # somebody else has the job: what this trainer computes is worth nothing any more
-                log("lease_lost", "warning", job_id=claim.job_id, token=claim.token)
+                log("lease_lost", "warning", job_id=claim.job_id, token=claim.token, reason=str(error))
                 self._replace_trainer()
 
     def _follow(self, claim: Claim) -> None:
