@@ -55,7 +55,7 @@ __all__ = [
     "unescaped",
 ]
 
-BUSY = "Others hold what this request needs in the database; try again."
+BUSY = "Others hold what is needed in the database, or it took too long there; try again."
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -292,14 +292,15 @@ def trouble(error: SQLAlchemyError, *, writing: bool) -> Literal["away", "busy"]
         return None
     if isinstance(error.orig, sqlite3.Error):
         return _sqlite_trouble(error.orig, writing=writing)
+    state = getattr(error.orig, "sqlstate", None)
+    # first of all: a server that ends a transaction for its idleness closes the connection, and answers all others
+    if state is not None and state.startswith(_POSTGRESQL_BUSY):
+        return "busy"
     if error.connection_invalidated:
         return "away"
-    state = getattr(error.orig, "sqlstate", None)
     if state is None:
         # errors of the driver itself: there is no connection, or it is closed
         return "away" if type(error.orig).__name__ in ("OperationalError", "ConnectionTimeout") else None
-    if state.startswith(_POSTGRESQL_BUSY):
-        return "busy"
     return "away" if state.startswith(_POSTGRESQL_AWAY) else None
 
 

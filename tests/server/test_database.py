@@ -278,11 +278,14 @@ def test_a_lock_that_is_not_freed_is_not_waited_for_and_is_no_outage(database: D
 
 
 @pytest.mark.slow
-def test_a_transaction_that_does_nothing_is_ended_and_frees_what_it_held(postgresql_database: Database) -> None:
+def test_a_transaction_that_does_nothing_is_ended_and_frees_what_it_held_and_is_no_outage(
+    postgresql_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     with postgresql_database.write() as session:
         session.add(_environment())
     forgetful = Database(postgresql_database.url.render_as_string(hide_password=False), lease_seconds=0.4)
-    with pytest.raises(Unavailable), forgetful.write() as session:
+    forgetful.ping()
+    with pytest.raises(Unavailable, match="took too long"), forgetful.write() as session:
         session.scalars(select(Environment).with_for_update()).one()
         # waits for the lock until the server has ended the other transaction
         with postgresql_database.write() as other:
@@ -290,6 +293,10 @@ def test_a_transaction_that_does_nothing_is_ended_and_frees_what_it_held(postgre
         session.execute(update(Environment).values(facts={"count": 2}))
     with postgresql_database.read() as session:
         assert session.scalars(select(Environment)).one().facts == {"count": 1}
+    # the server answers all others, so nobody is turned away and nothing is logged
+    assert not forgetful.health.is_away
+    forgetful.ping()
+    assert not caplog.records
     forgetful.dispose()
 
 
