@@ -246,7 +246,9 @@ def _where(database: Database) -> str:
     """Where the data is, for people: a file, or a database without its password."""
     if database.dialect == "sqlite":
         return os.path.abspath(database.url.database or "")
-    return database.url.set(drivername="postgresql", password=None, query={}).render_as_string()
+    # a socket's directory, and hosts of which there are several, stand behind the question mark
+    where = {name: database.url.query[name] for name in ("host", "port") if name in database.url.query}
+    return database.url.set(drivername="postgresql", query=where).render_as_string(hide_password=True)
 
 
 def _admit(settings: Settings, database: Database) -> tuple[str, str | None]:

@@ -45,8 +45,14 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if not self.started:
+            return
+        try:
             self._on_start()
+        except Exception:
+            # what has begun is ended in order, or its end would be logged as a mistake with a traceback
+            await self.shutdown(sockets)
+            raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._on_stop()

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from sqlalchemy import make_url
 from typer.testing import CliRunner, Result
 
 from migrations import expected, state
@@ -278,9 +280,40 @@ def test_serve_from_the_first_start_to_the_second(start: Any, tmp_path: Path) ->
 
 
 @slow
+def test_on_postgresql_the_greeting_says_where_the_data_is_and_hides_the_password(
+    start: Any, postgresql_url: str
+) -> None:
+    parsed = make_url(postgresql_url).set(password="geheim")
+    url = parsed.update_query_dict({"connect_timeout": "5"}).render_as_string(hide_password=False)
+    server = start("serve", PGENGINE_PORT="0", PGENGINE_WORKERS="0", PGENGINE_DATABASE_URL=url)
+    shown = make_url(server.wait_for(r"^data +(\S+)")[1])
+    assert (shown.drivername, shown.username, shown.database) == ("postgresql", parsed.username, parsed.database)
+    # a server that listens at a socket is found by its directory alone
+    assert shown.query == {"host": parsed.query["host"]}
+    assert server.end() == 0
+    assert "geheim" not in "\n".join(server.lines)
+
+
+@slow
+def test_a_start_behind_a_lock_that_is_not_freed_ends_with_one_line(start: Any, tmp_path: Path) -> None:
+    settings = {"PGENGINE_PORT": "0", "PGENGINE_WORKERS": "0", "PGENGINE_LEASE_SECONDS": "5"}
+    first = start("serve", **settings)
+    first.wait_for("^try ")
+    assert first.end() == 0
+    lock = sqlite3.connect(tmp_path / "data" / "pgengine.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    second = start("serve", **settings)
+    assert second.wait(timeout=240) == 1
+    lock.close()
+    assert len(second.lines) == 1
+    assert re.fullmatch(r"error: the database \S+ cannot be used: Others hold what is needed .*", second.lines[0])
+
+
+@slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything_within_seconds_open_streams_too(start: Any, number: int) -> None:
-    server = start("serve", PGENGINE_PORT="0", PGENGINE_NO_AUTH="1")
+def test_a_signal_ends_everything_before_any_grace_period_is_over_open_streams_too(start: Any, number: int) -> None:
+    # what would have to be cut off, be it a stream or a trainer, would take five minutes
+    server = start("serve", PGENGINE_PORT="0", PGENGINE_NO_AUTH="1", PGENGINE_GRACE_SECONDS="300")
     url = server.wait_for(r"^API +(\S+)")[1]
     job = _post_job(url, {}, updates=1_000_000)
     events = _event_types(url, {}, job["id"])
@@ -289,11 +322,11 @@ def test_a_signal_ends_everything_within_seconds_open_streams_too(start: Any, nu
             break
     tree = server.tree()
     assert len(tree) >= 3  # the server, a worker, a trainer
-    assert server.end(number, timeout=5) == 0
+    assert server.end(number, timeout=240) == 0
     with contextlib.suppress(httpx.RemoteProtocolError):
         for _ in events:  # the stream ends
             pass
-    assert psutil.wait_procs(tree, timeout=5)[1] == []
+    assert psutil.wait_procs(tree, timeout=60)[1] == []
 
 
 @slow
@@ -324,7 +357,7 @@ def test_workers_end_when_their_server_is_killed(start: Any) -> None:
     tree = server.tree()
     assert len(tree) >= 3
     server.process.kill()
-    assert psutil.wait_procs(tree[1:], timeout=15)[1] == []
+    assert psutil.wait_procs(tree[1:], timeout=240)[1] == []
 
 
 @slow
