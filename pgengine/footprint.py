@@ -52,8 +52,8 @@ def _check(algorithm: AlgorithmSpec, facts: EnvironmentFacts, episodes: int, poi
     raise SpecError(
         pointer,
         "does_not_fit",
-        f"{episodes:,} episodes of {steps:,} steps each take at least {_gib(needed)} of memory, and there may be "
-        f"{_gib(limit)}; take fewer episodes or a shorter limit, or let the operator raise "
+        f"{episodes:,} episodes at once, of {steps:,} steps each, take at least {_gib(needed)} of memory, and there "
+        f"may be {_gib(limit)}; take fewer episodes or a shorter limit, or let the operator raise "
         "PGENGINE_TRAINER_MEMORY_BYTES",
     )
 

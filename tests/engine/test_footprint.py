@@ -41,7 +41,7 @@ def test_a_batch_that_cannot_be_held_is_refused_with_the_figures() -> None:
     error = refused(one_state(1_000_000), algorithm={"trajectories": 10_000})
     assert error is not None
     assert (error.pointer, error.code) == ("/algorithm/trajectories", "does_not_fit")
-    assert "10,000 episodes of 1,000,000 steps each take at least " in error.message
+    assert "10,000 episodes at once, of 1,000,000 steps each, take at least " in error.message
     assert "there may be 16.0 GiB" in error.message
 
 
