@@ -37,6 +37,9 @@ from server.settings import Settings
 from server.tables import Environment, Policy
 
 STREAM = {"accept": "text/event-stream"}
+PATIENCE = 120.0
+"""Seconds after which a test gives up on what should come at once."""
+
 AWKWARD = "one\u2028two\u0085three\rfour\r\nfive\nsix"
 
 
@@ -185,7 +188,7 @@ def parsed(text: str) -> list[Message]:
     return messages
 
 
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
@@ -231,7 +234,7 @@ async def _whole(database: Database) -> None:
         for update in range(1, 6):
             await asyncio.to_thread(report, database, claimed, update)
         await asyncio.to_thread(finish, database, claimed)
-        await asyncio.wait_for(reader.task, 10)
+        await asyncio.wait_for(reader.task, PATIENCE)
         messages = parsed(reader.text)
         expected = stored(database, job_id)
         assert [message.data for message in messages] == json.loads(msgspec.json.encode(expected))
@@ -295,7 +298,7 @@ def test_a_follower_behind_the_recent_frames_reads_the_table(sqlite_database: Da
             late = Reader(served.events(job_id))
             middle = Reader(served.events(job_id), params={"after": "40"})
             await asyncio.to_thread(finish, sqlite_database, claimed)
-            await asyncio.wait_for(asyncio.gather(early.task, late.task, middle.task), 20)
+            await asyncio.wait_for(asyncio.gather(early.task, late.task, middle.task), PATIENCE)
             numbers = [e["seq"] for e in stored(sqlite_database, job_id)]
             assert early.seqs == late.seqs == numbers
             assert middle.seqs == numbers[40:]
@@ -311,7 +314,7 @@ def test_json_is_not_cut_at_unusual_line_ends(sqlite_database: Database) -> None
             store.lose(session, job_id, claimed.token, AWKWARD)
         with serving(sqlite_database) as served:
             reader = Reader(served.events(job_id), params={"follow": "false"})
-            await asyncio.wait_for(reader.task, 10)
+            await asyncio.wait_for(reader.task, PATIENCE)
             assert [m.data["data"]["reason"] for m in parsed(reader.text) if "reason" in m.data["data"]] == [AWKWARD]
 
     asyncio.run(run())
@@ -322,10 +325,10 @@ def test_without_following_the_stream_is_finite(sqlite_database: Database) -> No
         job_id = new_job(sqlite_database)
         with serving(sqlite_database) as served:
             reader = Reader(served.events(job_id), params={"follow": "false"})
-            await asyncio.wait_for(reader.task, 5)
+            await asyncio.wait_for(reader.task, PATIENCE)
             assert reader.seqs == [1]
             nothing = Reader(served.events(job_id), params={"follow": "false", "after": "1"})
-            await asyncio.wait_for(nothing.task, 5)
+            await asyncio.wait_for(nothing.task, PATIENCE)
             assert nothing.text == ""
 
     asyncio.run(run())
@@ -339,7 +342,7 @@ def test_a_stream_of_an_ended_job_ends(sqlite_database: Database, after: str) ->
         finish(sqlite_database, claim(sqlite_database))
         with serving(sqlite_database) as served:
             reader = Reader(served.events(job_id), {"last-event-id": after})
-            await asyncio.wait_for(reader.task, 5)
+            await asyncio.wait_for(reader.task, PATIENCE)
             assert reader.seqs == [seq for seq in (1, 2, 3) if seq > int(after)]
 
     asyncio.run(run())
@@ -402,7 +405,7 @@ def test_who_is_ahead_still_gets_the_end(sqlite_database: Database) -> None:
             reader = Reader(served.events(job_id), {"last-event-id": "1000"})
             await until(lambda: served.open_streams == 1)
             finish(sqlite_database, await asyncio.to_thread(claim, sqlite_database))
-            await asyncio.wait_for(reader.task, 5)
+            await asyncio.wait_for(reader.task, PATIENCE)
             assert reader.seqs == []
 
     asyncio.run(run())
@@ -420,7 +423,7 @@ def test_a_deleted_job_ends_its_streams(sqlite_database: Database) -> None:
                 store.request_cancel(session, job_id)
                 session.flush()
                 store.delete(session, job_id)
-            await asyncio.wait_for(reader.task, 5)
+            await asyncio.wait_for(reader.task, PATIENCE)
             await until(lambda: served.open_streams == 0)
 
     asyncio.run(run())
@@ -577,8 +580,8 @@ def test_a_client_that_takes_nothing_is_cut_off_and_keeps_no_frames(sqlite_datab
                 finish(sqlite_database, claimed)
 
             await asyncio.to_thread(work)
-            await until(lambda: served.open_streams == 0, 30)
-            await asyncio.wait_for(eager.task, 10)
+            await until(lambda: served.open_streams == 0)
+            await asyncio.wait_for(eager.task, PATIENCE)
             assert eager.seqs == [e["seq"] for e in stored(sqlite_database, job_id)]
 
     asyncio.run(run())
@@ -587,16 +590,14 @@ def test_a_client_that_takes_nothing_is_cut_off_and_keeps_no_frames(sqlite_datab
 # --- the end
 
 
-def test_closing_ends_streams_at_once_and_refuses_new_ones(sqlite_database: Database) -> None:
+def test_closing_ends_streams_whose_job_goes_on_and_refuses_new_ones(sqlite_database: Database) -> None:
     async def run() -> None:
         job_id = new_job(sqlite_database)
         with serving(sqlite_database) as served:
             readers = [Reader(served.events(job_id)) for _ in range(5)]
             await until(lambda: all(reader.seqs == [1] for reader in readers))
-            began = asyncio.get_running_loop().time()
             served.tail.close()
-            await asyncio.wait_for(asyncio.gather(*(reader.task for reader in readers)), 2)
-            assert asyncio.get_running_loop().time() - began < 1
+            await asyncio.wait_for(asyncio.gather(*(reader.task for reader in readers)), PATIENCE)
             async with httpx.AsyncClient() as client:
                 answer = await client.get(served.events(job_id), headers=STREAM)
             assert answer.status_code == 503
@@ -623,7 +624,7 @@ def test_a_client_that_takes_nothing_does_not_hold_up_the_end(sqlite_database: D
             await until(lambda: served.open_streams == 1)
             await asyncio.sleep(0.5)
             served.tail.close()
-            await until(lambda: served.open_streams == 0, 3)
+            await until(lambda: served.open_streams == 0)
 
     asyncio.run(run())
 
@@ -642,7 +643,7 @@ def test_figures_are_what_the_tables_say(database: Database) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_with_open_streams_ends_the_server_within_five_seconds(tmp_path: Path) -> None:
+def test_sigterm_with_open_streams_ends_the_server_before_any_grace_period_is_over(tmp_path: Path) -> None:
     """uvicorn waits for open responses before the lifespan ends, so the signal itself has to end them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -652,6 +653,8 @@ def test_sigterm_with_open_streams_ends_the_server_within_five_seconds(tmp_path:
         "PGENGINE_DATA_DIR": str(tmp_path),
         "PGENGINE_PORT": str(port),
         "PGENGINE_NO_AUTH": "1",
+        # so long uvicorn would wait
+        "PGENGINE_GRACE_SECONDS": "300",
     }
     python = [sys.executable, "-m", "server"]
     subprocess.run([*python, "migrate"], env=environment, check=True, capture_output=True)
@@ -660,7 +663,7 @@ def test_sigterm_with_open_streams_ends_the_server_within_five_seconds(tmp_path:
 
     async def run() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(600):
                 while True:
                     with contextlib.suppress(httpx.TransportError):
                         if (await client.get("/readyz")).status_code == 200:
@@ -671,12 +674,12 @@ def test_sigterm_with_open_streams_ends_the_server_within_five_seconds(tmp_path:
             readers = [Reader(f"{url}/v1/training-jobs/{job['id']}/events") for _ in range(20)]
             await until(lambda: all(reader.seqs == [1] for reader in readers))
             server.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(asyncio.gather(*(reader.task for reader in readers)), 5)
+            await asyncio.wait_for(asyncio.gather(*(reader.task for reader in readers)), PATIENCE)
             assert all(reader.ended for reader in readers)
 
     try:
         asyncio.run(run())
-        server.wait(5)
+        server.wait(PATIENCE)
     finally:
         server.kill()
         server.wait()

@@ -1,6 +1,7 @@
 """Workers as real processes on real databases, and what happens to jobs when something goes wrong."""
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -149,9 +151,8 @@ def steady_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databa
 @pytest.fixture(scope="module")
 def steady_worker(steady_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker that serves one job after another."""
-    worker = Worker(
-        steady_database, tmp_path_factory.mktemp("worker") / "log", stall_seconds=4, trainer_memory_bytes=ROOM
-    )
+    log = tmp_path_factory.mktemp("worker") / "log"
+    worker = Worker(steady_database, log, stall_seconds=10, grace_seconds=3, trainer_memory_bytes=ROOM)
     yield worker
     worker.kill()
     print(worker.text())
@@ -267,11 +268,15 @@ def assert_went_on(database: Database, job_id: str) -> None:
     (rewind,) = [event for event in events if event["type"] == "rewind"]
     before = [event for event in events if event["seq"] < rewind["seq"]]
     assert rewind["data"]["to_update"] > 0
-    last = [event for event in before if event["type"] == "metrics"][-1]
+    measured = [event for event in before if event["type"] == "metrics"]
+    last = measured[-1]
     kept = [event for event in before if event["type"] == "checkpoint"][-1]
     assert kept["data"]["updates"] == rewind["data"]["to_update"]
-    # what lies between the two was made after the checkpoint: one interval, and the time of a report and an update
-    assert (last["created_at"] - kept["created_at"]).total_seconds() < CHECKPOINT_SECONDS + 1.0
+    # what lies between the two was made after the checkpoint: one interval, and the time that a report and an update
+    # take, which this machine has shown
+    gaps = [(b["created_at"] - a["created_at"]).total_seconds() for a, b in itertools.pairwise(measured)]
+    between = (last["created_at"] - kept["created_at"]).total_seconds()
+    assert between < CHECKPOINT_SECONDS + 2 * max(gaps)
     # nothing is missing and nothing is there twice
     with database.read() as session:
         curves = history.metrics(session, job_id, ["mean_return"], max_points=100_000)
@@ -279,18 +284,19 @@ def assert_went_on(database: Database, job_id: str) -> None:
     assert set(curves.attempts) == {1, 2}
 
 
-def seconds_from_loss_to_running(database: Database, job_id: str) -> float:
-    events = events_of(database, job_id, "status")
-    queued, running = [event for event in events if event["attempt"] == 2][:2]
-    assert (queued["data"]["status"], running["data"]["status"]) == ("queued", "running")
-    return float((running["created_at"] - queued["created_at"]).total_seconds())
+def lost_at(database: Database, job_id: str) -> datetime:
+    """When the job was taken from the holder of its first attempt, by the database's clock."""
+    first = next(event for event in events_of(database, job_id, "status") if event["attempt"] == 2)
+    assert first["data"]["status"] == "queued"
+    return cast(datetime, first["created_at"])
 
 
 # --- crashes ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_trainer_costs_an_interval_and_no_bit(database: Database, start_worker: Any) -> None:
-    worker = start_worker()
+    # the supervisor sees its trainer die: nobody waits for the end of a lease, which would be an hour
+    worker = start_worker(lease_seconds=3600)
     undisturbed = submit(database, cartpole())
     expected = final_policy(database, ended(database, undisturbed))
     disturbed = submit(database, cartpole())
@@ -305,13 +311,12 @@ def test_a_killed_trainer_costs_an_interval_and_no_bit(database: Database, start
         ("succeeded", 2),
     ]
     assert_went_on(database, disturbed)
-    assert seconds_from_loss_to_running(database, disturbed) < 15
     assert final_policy(database, job) == expected
     assert worker.process.poll() is None
 
 
 def test_a_killed_supervisor_costs_an_interval_and_no_bit(database: Database, start_worker: Any) -> None:
-    # the lease of the default settings: this is the time that the promise of 15 seconds speaks of
+    # the lease of the default settings
     worker = start_worker(lease_seconds=10, renew_seconds=2)
     undisturbed = submit(database, cartpole())
     expected = final_policy(database, ended(database, undisturbed))
@@ -319,14 +324,18 @@ def test_a_killed_supervisor_costs_an_interval_and_no_bit(database: Database, st
     await_progress(database, disturbed)
     orphan = worker.trainer()
     worker.kill()
-    killed_at = time.monotonic()
+    over_at = job_of(database, disturbed).lease_expires_at
+    assert over_at is not None
     # the next worker is started at once, as `serve` does it
-    start_worker(lease_seconds=10, renew_seconds=2)
-    until(lambda: not is_alive(orphan), 5, "the orphan's end")
-    until(lambda: ("running", 2) in statuses_of(database, disturbed), 30, "the second attempt")
-    assert time.monotonic() - killed_at < 15
+    heir = start_worker(lease_seconds=10, renew_seconds=2)
+    until(lambda: not is_alive(orphan), START_SECONDS, "the orphan's end")
     job = ended(database, disturbed)
     assert (job.status, job.attempt) == ("succeeded", 2)
+    # the job was taken as soon as its lease was over and somebody was there: another lease later would be too late
+    (started,) = heir.log("worker_started")
+    late = lost_at(database, disturbed) - max(over_at, datetime.fromisoformat(started["at"]))
+    assert (lost_at(database, disturbed) - over_at).total_seconds() > 0
+    assert late.total_seconds() < 10
     assert_went_on(database, disturbed)
     assert final_policy(database, job) == expected
 
@@ -337,7 +346,7 @@ def test_an_orphan_exits_in_the_middle_of_an_endless_update(sqlite_database: Dat
     await_hanging(worker)
     orphan = worker.trainer()
     worker.kill()
-    until(lambda: not is_alive(orphan), 5, "the orphan's end")
+    until(lambda: not is_alive(orphan), START_SECONDS, "the orphan's end")
 
 
 def test_a_supervisor_that_was_asleep_writes_nothing(database: Database, start_worker: Any) -> None:
@@ -349,10 +358,11 @@ def test_a_supervisor_that_was_asleep_writes_nothing(database: Database, start_w
     asleep = sleeper.trainer()
     os.kill(sleeper.process.pid, signal.SIGSTOP)
     heir = start_worker()
-    until(lambda: ("running", 2) in statuses_of(database, disturbed), 60, "the second attempt")
+    until(lambda: ("running", 2) in statuses_of(database, disturbed), START_SECONDS, "the second attempt")
     os.kill(sleeper.process.pid, signal.SIGCONT)
-    until(lambda: sleeper.log("lease_lost"), 10, "the loss of the lease")
-    until(lambda: not is_alive(asleep), 10, "the end of the trainer that worked for nothing")
+    (lost,) = until(lambda: sleeper.log("lease_lost"), START_SECONDS, "the loss of the lease")
+    assert lost["reason"]
+    until(lambda: not is_alive(asleep), START_SECONDS, "the end of the trainer that worked for nothing")
     job = ended(database, disturbed)
     assert (job.status, job.attempt) == ("succeeded", 2)
     assert_went_on(database, disturbed)
@@ -379,14 +389,15 @@ def test_an_environment_that_crashes_its_process_fails_after_the_last_attempt(
 
 
 def test_a_stopped_worker_gives_its_job_back(database: Database, start_worker: Any) -> None:
-    worker = start_worker()
+    # what does not end in order would end after five minutes, and without a last checkpoint
+    worker = start_worker(grace_seconds=300)
     undisturbed = submit(database, cartpole())
     expected = final_policy(database, ended(database, undisturbed))
     job_id = submit(database, cartpole())
     await_progress(database, job_id)
     trainer = worker.trainer()
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(240) == 0
     assert not is_alive(trainer)
     released = job_of(database, job_id)
     assert (released.status, released.attempt, released.worker) == ("queued", 1, None)
@@ -399,13 +410,30 @@ def test_a_stopped_worker_gives_its_job_back(database: Database, start_worker: A
     assert final_policy(database, job) == expected
 
 
+def test_a_worker_whose_trainer_does_not_listen_stops_in_order_too(sqlite_database: Database, tmp_path: Path) -> None:
+    worker = Worker(sqlite_database, tmp_path / "log")
+    try:
+        job_id = submit(sqlite_database, misbehaving("Hanging-v0"))
+        await_hanging(worker)
+        trainer = worker.trainer()
+        worker.process.terminate()
+        assert worker.process.wait(240) == 0
+        assert not is_alive(trainer)
+        released = job_of(sqlite_database, job_id)
+        assert (released.status, released.attempt, released.worker) == ("queued", 1, None)
+        assert worker.log("worker_stopped")
+        assert "Traceback" not in worker.text()
+    finally:
+        worker.kill()
+
+
 def test_a_worker_stops_when_its_parent_is_gone(sqlite_database: Database, tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    worker = Worker(sqlite_database, tmp_path / "log", stdin=reader)
+    worker = Worker(sqlite_database, tmp_path / "log", stdin=reader, grace_seconds=300)
     os.close(reader)
     trainer = worker.trainer()
     os.close(writer)
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(240) == 0
     assert not is_alive(trainer)
 
 
@@ -422,7 +450,7 @@ def test_a_job_is_cancelled_at_the_next_update(steady_database: Database, steady
     await_progress(steady_database, job_id)
     trainer = steady_worker.trainer()
     cancel(steady_database, job_id)
-    job = ended(steady_database, job_id, 10)
+    job = ended(steady_database, job_id)
     assert job.status == "cancelled"
     # the last checkpoint is of the last update, and the trainer is still warm
     with steady_database.read() as session:
@@ -456,7 +484,7 @@ def test_too_little_memory_fails_the_job_and_replaces_the_trainer(
     assert job.status == "failed"
     assert job.failure is not None
     assert job.failure["code"] == "out_of_memory"
-    until(lambda: not is_alive(before), 10, "the end of the trainer that had too little memory")
+    until(lambda: not is_alive(before), START_SECONDS, "the end of the trainer that had too little memory")
     assert ended(steady_database, submit(steady_database, cartpole(3))).status == "succeeded"
 
 
@@ -524,7 +552,7 @@ def test_a_finished_job_says_what_came_of_it(steady_database: Database, steady_w
 
 def test_a_trainer_without_progress_times_out(steady_database: Database, steady_worker: Worker) -> None:
     job_id = submit(steady_database, misbehaving("Hanging-v0"))
-    job = ended(steady_database, job_id, 60)
+    job = ended(steady_database, job_id)
     assert job.status == "failed"
     assert job.failure is not None
     assert job.failure["code"] == "timeout"
@@ -537,7 +565,7 @@ def test_a_trainer_that_does_not_listen_is_killed(steady_database: Database, ste
     trainer = steady_worker.trainer()
     cancel(steady_database, job_id)
     # a grace period until SIGTERM, and another one until SIGKILL
-    assert ended(steady_database, job_id, 10).status == "cancelled"
+    assert ended(steady_database, job_id).status == "cancelled"
     assert not is_alive(trainer)
     assert ended(steady_database, submit(steady_database, cartpole(3))).status == "succeeded"
 
@@ -611,7 +639,7 @@ def test_a_check_that_is_disturbed_begins_again_and_comes_to_the_same(
         os.kill(worker.trainer(), signal.SIGKILL)
     else:
         worker.process.terminate()
-        worker.process.wait(30)
+        worker.process.wait(START_SECONDS)
         start_worker()
     job = ended(database, job_id)
     assert (job.status, job.attempt) == ("succeeded", 1 if how == "the worker is stopped" else 2)
@@ -625,7 +653,7 @@ def test_a_running_check_is_cancelled(steady_database: Database, steady_worker: 
     await_fraction(steady_database, job_id)
     with steady_database.write() as session:
         store.request_cancel(session, job_id)
-    job = ended(steady_database, job_id, 20)
+    job = ended(steady_database, job_id)
     assert (job.status, job.result) == ("cancelled", None)
     # the trainer is well and serves the next one
     assert ended(steady_database, submit_check(steady_database, checked(100))).status == "succeeded"
