@@ -20,7 +20,7 @@ def print_check(result: GradientCheck, spec: GradientCheckSpec) -> None:
         print("all batches of the finite MDP; agrees: to 1e-9")
     else:
         print(
-            f"{spec.batches} batches for each estimator; an unbiased one is called biased with odds of about "
+            f"{spec.batches} batches for each estimator; an unbiased one is called biased with a probability of about "
             f"{spec.false_alarm:g}"
         )
     print()

@@ -4,14 +4,14 @@ This file knows samples and a target; it does not know what they are samples of.
 
 **The test.** Null hypothesis: every coordinate's expectation is the target's. Each coordinate has a Student statistic,
 corrected for skewness by Hall's transformation (Hall 1992, On the removal of skewness by transformation), and the
-largest of them is compared with the quantile of Student's t at false_alarm / (2 P), so that the odds of any false alarm
-over P coordinates are at most false_alarm. Without the correction a coordinate that is seldom touched raises false
-alarms up to six times as often as stated (binomial, 400 expected events, 1e-6).
+largest of them is compared with the quantile of Student's t at false_alarm / (2 P), so that the probability of any
+false alarm over P coordinates is at most false_alarm. Without the correction a coordinate that is seldom touched raises
+false alarms up to six times as often as stated (binomial, 400 expected events, 1e-6).
 
 A coordinate whose skewness is too large for the number of samples (above 0.1 sqrt(n): one that fewer than about 100
 samples touch), or any with fewer than 200 samples, is held against the empirical Bernstein bound instead (Maurer and
 Pontil 2009), which needs no normal approximation but a bound on what a sample can be. The largest number that was seen
-in any coordinate is taken for it: the odds hold only if nothing much larger can come.
+in any coordinate is taken for it: the stated probability holds only if nothing much larger can come.
 
 Samples alone do not show what is too rare to be among them. Whoever knows the skewness from elsewhere says so, and a
 coordinate for which it is too large is held against the Bernstein bound with what a sample can be at most; where that
@@ -90,7 +90,7 @@ class BiasTest:
 
     Attributes:
         statistic: Largest departure, in standard errors; 0 if there is nothing to test.
-        threshold: What it exceeds with the odds of a false alarm under the null hypothesis, or less.
+        threshold: What it exceeds with the probability of a false alarm under the null hypothesis, or less.
         worst: The coordinate of the largest departure, or None if there is nothing to test.
         smallest_detectable: A bias of this size in any one coordinate would have been seen with 95% power; None if
             there is nothing to test, or nothing can be told of some coordinate.

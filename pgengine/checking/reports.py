@@ -54,14 +54,15 @@ class EstimatorReport(Spec):
     statistic: float | None
     """Largest departure over all parameters, in standard errors, corrected for skewness; null if enumerated."""
     threshold: float | None
-    """What an unbiased estimator exceeds with about the stated odds, over all parameters; null if enumerated."""
+    """What an unbiased estimator exceeds with about the stated probability, over all parameters; null if enumerated."""
     worst_parameter: str | None
     """The parameter of that departure; null if enumerated or none could be told."""
     smallest_detectable_bias: float | None
     """A bias of this size in any single parameter would have been seen with 95% power; null if enumerated, or if
     nothing can be told of some parameter."""
     verdict: Literal["agrees", "differs", "bias_seen", "no_bias_seen"]
-    """agrees, differs: enumerated, to 1e-9. bias_seen, no_bias_seen: tested at the stated odds of a false alarm."""
+    """agrees, differs: enumerated, to 1e-9. bias_seen, no_bias_seen: tested, at the stated probability of a false
+    alarm."""
     as_labelled: bool
     """Whether nothing contradicts the label. A label `biased` denies nothing and is never contradicted."""
     mean: list[float] | None

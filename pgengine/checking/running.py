@@ -87,7 +87,7 @@ def check_steps(
     """The same as a generator: whoever iterates decides what to show and when to stop.
 
     Args:
-        spec: What to compare, how, and at which odds.
+        spec: What to compare, how, and at which probability of a false alarm.
         policy: At whose parameters, in the place of a new one made from the spec.
         behaviour: Who acts for estimators whose behaviour is of kind `policy`.
         environment: The spec's environment, if it is open already; it is left open.
@@ -185,7 +185,7 @@ def _of_sampled(
     variance_trace = float(moments.variance.sum())
     _check_finite(policy, seed, "an estimate", variance_trace, float(moments.mean @ moments.mean))
     if candidate.label.kind == "scaled_unknown":
-        # half of the odds for the direction, half for the sign
+        # half of the probability for the direction, half for the sign
         test = _test(sampled, sampled.across, np.zeros_like(candidate.gradient), candidate, false_alarm / 2)
         seen = test.seen or _is_negative(sampled, candidate, false_alarm / 2)
     else:

@@ -457,7 +457,7 @@ _HOW: dict[str, Any] = {
     "checkpoint": {
         "type": "string",
         "default": "latest",
-        "description": "`latest`, `best` (highest evaluation) or the id of a checkpoint of this policy.",
+        "description": "`latest`, `best` (highest mean return in a selection), or the id of a checkpoint.",
     },
 }
 

@@ -126,7 +126,9 @@ class PolicyCache:
         known = await self._current(policy_id)
         checkpoint_id = _checkpoint_id(known.heads, checkpoint)
         if checkpoint_id is None:
-            raise _no_checkpoint("No checkpoint of this policy has been evaluated yet, so there is no best one.")
+            raise _no_checkpoint(
+                "No checkpoint of this policy was looked at in a selection yet, so there is no best one."
+            )
         loaded = self._loaded.get(checkpoint_id)
         if loaded is None:
             try:
