@@ -464,7 +464,7 @@ def test_no_best_checkpoint_before_one_was_looked_at(sqlite_database: Database) 
         policy_id = made(sqlite_database, CARTPOLE, MlpPolicySpec(hidden=[4]))
         async with asking(sqlite_database) as client:
             problem = await refused(client, policy_id, {"observation": UPRIGHT, "checkpoint": "best"}, 404)
-            assert "evaluated" in problem["detail"]
+            assert "selection" in problem["detail"]
             assert [error["pointer"] for error in problem["errors"]] == ["/checkpoint"]
 
     asyncio.run(run())
