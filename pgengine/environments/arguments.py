@@ -273,7 +273,9 @@ _WORDS = {
 def _in_words(schema: dict[str, Any]) -> str:
     """What fits a schema, for people."""
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_in_words(one) for one in schema["anyOf"]))
+        ways = dict.fromkeys(_in_words(one) for one in schema["anyOf"])
+        # a list comes last, so that nobody takes what follows for one of its values
+        return " or ".join(sorted(ways, key=lambda way: way.startswith("a list")))
     if "const" in schema:
         return _quoted(schema["const"])
     if "enum" in schema:

@@ -253,7 +253,7 @@ def test_a_list_becomes_an_array_where_one_is_asked_for() -> None:
     ("chance", 1.5, "argument_value", "expected a number from 0 to 1"),
     ("chance", "a", "argument_type", "expected a number from 0 to 1"),
     ("level", "EASY", "argument_value", "expected one of 'easy', 'hard'"),
-    ("sizes", ["a"], "argument_type", "expected a list, each a whole number or null"),
+    ("sizes", ["a"], "argument_type", "expected null or a list, each a whole number"),
     ("rewards", [1.0], "argument_type", "expected an object or null"),
     ("hook", "x", "unknown_argument", "takes no such argument; it takes: game, mode"),
     ("max_episode_steps", 10, "unknown_argument", "a field of its own beside arguments"),
