@@ -295,7 +295,9 @@ def parse_observations(space: Space, values: list[Any]) -> np.ndarray:
         finite = np.zeros((len(values),), dtype=bool)
     if not finite.all():
         row = int(np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))[0])
-        raise ObservationError(f"/{row}", "observation_not_finite", "expected numbers that fit into 32-bit floats")
+        raise ObservationError(
+            f"/{row}", "observation_not_finite", "expected finite numbers that fit into 32-bit floats"
+        )
     return array
 
 

@@ -10,6 +10,7 @@ functions to torch tensors.
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -317,7 +318,8 @@ class Policy:
                 history, the last observations of the episode, oldest first, up to k of them. Or several of these: a
                 list, or an array with one axis more.
             deterministic: The most probable action instead of a draw.
-            seed: Makes the draw repeatable: the same seed and observation give the same action. None draws anew.
+            seed: Makes the draw repeatable: the same seed and observation give the same action. An integer from 0 to
+                2^53 - 1; None draws anew.
 
         Returns:
             For one observation an int of a discrete space, else an array in the number type of the action space; for
@@ -325,7 +327,10 @@ class Policy:
 
         Raises:
             ObservationError: which says where and what was expected.
+            ValueError: if the seed is none.
         """
+        if seed is not None and not (isinstance(seed, Integral) and 0 <= seed <= LARGEST_INTEGER):
+            raise ValueError(f"seed: expected an integer from 0 to {LARGEST_INTEGER}, or None")
         value = _plain(observation)
         depth = len(array_shape(self.observation_space)) + (self.memory > 1)
         several = _depth(value) > depth

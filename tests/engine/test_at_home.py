@@ -103,7 +103,7 @@ def test_a_policy_with_memory_is_asked_with_the_last_observations() -> None:
     (0.5, r"expected shape \[4\]"),
     (None, r"expected shape \[4\]"),
     ({"x": 1.0}, r"expected shape \[4\]"),
-    (np.array([0.0, np.nan, 0.0, 0.0]), "expected numbers that fit into 32-bit floats"),
+    (np.array([0.0, np.nan, 0.0, 0.0]), "expected finite numbers that fit into 32-bit floats"),
     (["0", "0", "0", "0"], "/0: expected a number"),
     ((np.zeros(4), {}), r"/1: expected shape \[4\]"),  # what reset of an environment gives, as a whole
 ])  # fmt: skip
@@ -111,6 +111,14 @@ def test_a_wrong_observation_is_said_by_name(observation: object, message: str) 
     policy = pgengine.create_policy(MlpPolicySpec(), CARTPOLE, pgengine.describe(CARTPOLE), seed=0)
     with pytest.raises(pgengine.ObservationError, match=message):
         policy.act(observation)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**53, 2**64])
+def test_a_wrong_seed_is_said_by_name(seed: int) -> None:
+    policy = between(NUMBERS, ACTIONS[0])
+    with pytest.raises(ValueError, match="seed: expected an integer from 0 to 9007199254740991, or None"):
+        policy.act(NUMBERS.sample(), seed=seed)
+    assert policy.act(NUMBERS.sample(), seed=2**53 - 1) in (0, 1, 2)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
