@@ -21,7 +21,7 @@ from server.errors import FieldError, NotFound
 from server.idempotency import Reply
 from server.ids import JobId
 from server.jobs import store, tail
-from server.jobs.engine import Engine, EngineFailed
+from server.jobs.engine import Engine, EngineFailed, while_connected
 from server.jobs.events import EventPage
 from server.jobs.reports import JobKind
 from server.jobs.routes import named_or_drawn
@@ -102,7 +102,8 @@ async def create_gradient_check(
     engine = cast(Engine, request.app.state.engine)
     try:
         caller = cast(Identity, request.state.identity).key_id
-        looked_at = await engine.ask("check", {"spec": draft.spec}, caller=caller, policy=draft.policy_bytes)
+        question = engine.ask("check", {"spec": draft.spec}, caller=caller, policy=draft.policy_bytes)
+        looked_at = await while_connected(request, question)
     except EngineFailed as error:
         raise invalid("/environment", "cannot_be_checked", f"The engine could not look at it: {error}.") from None
     content = {name: value for name, value in draft.spec.items() if name != "environment"}

@@ -10,15 +10,19 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
 
 from pgengine.errors import SpecError
 from server.errors import InternalError, TookTooLong, TooManyRequests, Unavailable
 from server.settings import Settings, program_environment
 
-__all__ = ["Engine", "EngineFailed"]
+__all__ = ["Engine", "EngineFailed", "while_connected"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +156,33 @@ class Engine:
             _log.error("a program that asked the engine ended with status %s", status)
             raise InternalError
         return written
+
+
+async def while_connected(request: Request, answer: Awaitable[T]) -> T:
+    """An answer, given up when its client goes away: otherwise whoever tries again would find the place taken.
+
+    Args:
+        request: The client's request, whose body has been read.
+        answer: What may take long.
+
+    Raises:
+        ClientDisconnect: if the client went away first.
+    """
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _write(directory: Path, request: Mapping[str, Any], files: Mapping[str, bytes | None]) -> None:

@@ -10,7 +10,7 @@ from pgengine.errors import SpecError
 from server.errors import CannotBeRepeated, invalid
 from server.ids import JobId
 from server.jobs import store
-from server.jobs.engine import Engine, EngineFailed
+from server.jobs.engine import Engine, EngineFailed, while_connected
 from server.jobs.schemas import UpdateExplanation
 from server.keys.store import Identity
 from server.request import LARGEST_INTEGER, Db, StrictRoute, Threads
@@ -54,7 +54,7 @@ async def explain_training_job_update(
         if first_episode >= (batch := found.spec["algorithm"]["trajectories"]):
             message = f"The batch has {batch} episodes; the first one is 0."
             raise invalid("/first_episode", "less_than", message)
-        explanation = await _explained(request, found, update, first_episode, episodes)
+        explanation = await while_connected(request, _explained(request, found, update, first_episode, episodes))
     except (store.NotRepeatable, EngineFailed, SpecError) as error:
         # the job's own settings were accepted once, so the fault is what has changed since
         raise CannotBeRepeated(f"The update could not be made again: {error}.") from None

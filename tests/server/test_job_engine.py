@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import uvloop
+from starlette.requests import ClientDisconnect, Request
 
 from pgengine.errors import SpecError
 from server.errors import InternalError, TooManyRequests, Unavailable
-from server.jobs.engine import Engine, EngineFailed
+from server.jobs.engine import Engine, EngineFailed, while_connected
 from server.jobs.engine_program import ORPHANED
 from server.memory import LEAST_BYTES
 from server.settings import Settings
@@ -78,6 +79,32 @@ def test_the_last_place_is_for_a_caller_who_has_none() -> None:
         await engine.ask("check", {"spec": SPEC}, caller="key_1")
 
     asked(scenario, max_explanations=2)
+
+
+def test_a_client_that_goes_away_frees_its_place() -> None:
+    async def scenario(engine: Engine) -> None:
+        messages = asyncio.Queue[dict[str, Any]]()
+        await messages.put({"type": "http.request", "body": b""})
+        request = Request({"type": "http"}, messages.get)
+        question = engine.ask("check", {"spec": SPEC}, caller="key_1")
+        first = asyncio.create_task(while_connected(request, question))
+        while messages.qsize():
+            await asyncio.sleep(0)
+        with pytest.raises(TooManyRequests):
+            await engine.ask("check", {"spec": SPEC}, caller="key_1")
+        assert not first.done()
+        await messages.put({"type": "http.disconnect"})
+        with pytest.raises(ClientDisconnect):
+            await first
+        staying = Request({"type": "http"}, messages.get)
+        again = await while_connected(staying, engine.ask("check", {"spec": SPEC}, caller="key_1"))
+        assert [label["kind"] for label in again["labels"]] == ["exact"]
+        with pytest.raises(SpecError):
+            await while_connected(
+                staying, engine.ask("check", {"spec": SPEC | {"policy": {"kind": "transformer"}}}, caller="key_1")
+            )
+
+    asked(scenario, max_explanations=1)
 
 
 def test_explanations_do_not_shut_out_checks() -> None:
