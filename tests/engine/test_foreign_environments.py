@@ -246,8 +246,8 @@ def test_a_list_becomes_an_array_where_one_is_asked_for() -> None:
 @pytest.mark.parametrize(("name", "value", "code", "said"), [
     ("obs_type", "jpeg", "argument_value", "expected one of 'rgb', 'grayscale', 'ram'"),
     ("obs_type", 3, "argument_value", "expected one of 'rgb', 'grayscale', 'ram'"),
-    ("frameskip", "4", "argument_type", "expected a list of 2: a whole number, a whole number or a whole number"),
-    ("frameskip", [1, 2, 3], "argument_value", "expected a list of 2"),
+    ("frameskip", "4", "argument_type", "expected a whole number or a list of 2: a whole number, a whole number"),
+    ("frameskip", [1, 2, 3], "argument_value", "expected a whole number or a list of 2"),
     ("mode", 1.5, "argument_type", "expected a whole number or null"),
     ("mode", True, "argument_type", "expected a whole number or null"),
     ("chance", 1.5, "argument_value", "expected a number from 0 to 1"),
