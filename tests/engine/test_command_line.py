@@ -308,7 +308,7 @@ def test_an_id_without_a_limit_takes_one(tmp_path: Path, capsys: pytest.CaptureF
     objective = pgengine.GradientCheck.model_validate_json(capsys.readouterr().out).objective
     assert (objective.max_episode_steps, objective.limit_from) == (5, "declared")
     assert main(["explain", "CliffWalking-v1", "--json", *limit]) == 0
-    assert pgengine.Explanation.model_validate_json(capsys.readouterr().out).steps_total == 16 * 5
+    assert pgengine.Explanation.model_validate_json(capsys.readouterr().out).steps_total == 128 * 5
     file = as_json(tmp_path / "spec.json", {"environment": MDP.model_dump()})
     assert refusal(["train", file, *limit], capsys).startswith("--max-episode-steps")
 

@@ -221,10 +221,10 @@ def trained(database: Database, policy: Policy, checkpointed: dict[int, bool]) -
 def test_an_update_is_played_from_the_newest_state_before_it(database: Database, new_policy: Any) -> None:
     job_id = trained(database, new_policy(), {2: True, 4: True})
     with database.read() as session:
-        late, early = (store.explainable(session, job_id, update) for update in (5, 4))
+        late, early, first = (store.explainable(session, job_id, update) for update in (5, 4, 2))
     assert (late.state_bytes, late.policy_bytes) == (b"state 4", None)
-    # the state of the second update was dropped with the fourth
-    assert (early.state_bytes, early.policy_bytes) == (None, b"policy 0")
+    assert (early.state_bytes, early.policy_bytes) == (b"state 2", None)
+    assert (first.state_bytes, first.policy_bytes) == (None, b"policy 0")
     assert (late.start_updates, late.updates, late.spec["environment"]) == (0, 6, ENVIRONMENT)
 
 
