@@ -4,7 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PORT ?= 8000
 
 .PHONY: demo test serve check fast lint prove bench install clean
 .DEFAULT_GOAL := help
