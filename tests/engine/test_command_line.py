@@ -382,14 +382,21 @@ def test_ctrl_c_ends_with_one_line(command: list[str], tmp_path: Path, capsys: p
 
 
 def test_a_policy_is_kept_before_it_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One update takes 16 episodes of one step; the 20th is part of the evaluation."""
-    world = {"kind": "gymnasium", "id": "Interrupting-v0", "arguments": {"after": 20}}
-    file = as_json(tmp_path / "spec.json", {"environment": world, "stop": {"updates": 1}})
-    Interrupting.steps = 0
-    assert main(["train", file, "--output", str(tmp_path / "policy.safetensors")]) == 130
+    """The last step of a whole run is part of the evaluation; a second run is interrupted there."""
+
+    def trained(after: int, kept: str) -> int:
+        world = {"kind": "gymnasium", "id": "Interrupting-v0", "arguments": {"after": after}}
+        file = as_json(tmp_path / "spec.json", {"environment": world, "stop": {"updates": 1}})
+        Interrupting.steps = 0
+        return main(["train", file, "--output", str(tmp_path / kept)])
+
+    assert trained(1_000_000, "whole.safetensors") == 0
+    last = Interrupting.steps
+    capsys.readouterr()
+    assert trained(last, "policy.safetensors") == 130
     assert capsys.readouterr().err == "pgengine: interrupted\n"
-    assert Interrupting.steps == 20
-    assert pgengine.load((tmp_path / "policy.safetensors").read_bytes()).updates == 1
+    assert Interrupting.steps == last
+    assert pgengine.load(tmp_path / "policy.safetensors").updates == 1
 
 
 # --- episodes that need not end ---------------------------------------------------------------------------------------

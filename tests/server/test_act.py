@@ -240,7 +240,9 @@ def test_a_policy_with_memory_is_asked_with_its_history(database: Database) -> N
         rng = np.random.default_rng(0)
         with database.write() as session:
             policy = pgengine.load(checkpoints.content(session, checkpoints.latest(session, policy_id).id))
-            drawn = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in policy.parameters.items()}
+            # in the order of names: that of a file that was read differs from time to time
+            shapes = {name: policy.parameters[name].shape for name in sorted(policy.parameters)}
+            drawn = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
             checkpoints.put(session, policy_id, 1, policy.copy(drawn, 1).to_bytes())
         async with asking(database) as client:
             history = [UPRIGHT, MOVED, [0.1, 0.2, 0.3, 0.4]]

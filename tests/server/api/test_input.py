@@ -758,7 +758,7 @@ def filled(unit: bytes, megabytes: int = 1) -> bytes:
         (b"0,null", "too_many_values"),
         (b"0,0.5", "too_many_values"),
         (b"9" * 100_000, "integer_too_large"),
-        (b"1e999999", "not_finite"),
+        (b"1e" + b"9" * 40, "not_finite"),
     ],
 )
 def test_a_body_that_is_dear_to_read_is_refused(unit: bytes, code: str) -> None:
