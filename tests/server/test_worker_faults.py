@@ -586,7 +586,7 @@ def test_two_workers_share_a_queue(sqlite_database: Database, tmp_path: Path) ->
 # --- gradient checks
 
 
-def checked(batches: int = 50_000) -> GradientCheckSpec:
+def checked(batches: int = 20_000) -> GradientCheckSpec:
     """A few seconds of work whose result is known."""
     world = TabularSpec(
         transitions=[[[0.5, 0.5], [0.9, 0.1]], [[0.0, 1.0], [0.0, 1.0]]],
