@@ -327,13 +327,16 @@ def _database(settings: Settings, pool_size: int = 20) -> Iterator[Database]:
 def _check_modules(settings: Settings) -> None:
     """Whether there are the modules that register environments; a trainer that lacks one could never start."""
     for name in settings.environment_modules:
+        why = f"there is no module {name}"
         try:
-            found = find_spec(name) is not None
-        # a package is imported to look into it, and is the operator's code
-        except Exception:  # noqa: BLE001
+            found = all(part.isidentifier() for part in name.split(".")) and find_spec(name) is not None
+        # a package is imported to look into it, is the operator's code, and may fail in any way
+        except Exception as error:  # noqa: BLE001
             found = False
+            if not (isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")):
+                why = f"the module {name} cannot be imported: {type(error).__name__}: {error}"
         if not found:
-            _fail(f"PGENGINE_ENVIRONMENT_MODULES: there is no module {name}", status=2)
+            _fail(f"PGENGINE_ENVIRONMENT_MODULES: {why}", status=2)
 
 
 def _make_writable(file: Path) -> None:

@@ -138,7 +138,7 @@ def state_of_a_run() -> bytes:
     return next(pgengine.train(spec)).state()
 
 
-def test_what_is_no_policy_is_said_by_name(tmp_path: Path) -> None:
+def test_loading_a_file_that_is_no_policy_names_what_the_file_is(tmp_path: Path) -> None:
     data = between(NUMBERS, ACTIONS[0]).to_bytes()
     with zipfile.ZipFile(tmp_path / "policy.pt", "w") as archive:
         archive.writestr("data.pkl", b"")

@@ -93,7 +93,7 @@ def seen_by(policy: Policy, N: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("spec", "observations", "actions"), SHAPES, ids=shape_name)
-def test_what_is_seen_is_answered_with_the_same_bits_at_every_place(
+def test_an_observation_has_the_same_bits_at_every_place_of_a_batch(
     spec: PolicySpec, observations: Space, actions: Space
 ) -> None:
     policy = made(spec, observations, actions)
@@ -156,7 +156,7 @@ def test_the_self_test_finds_a_single_place_that_differs(place: int) -> None:
 
 HERE = Path(__file__)
 OF_BITS = [
-    f"{HERE}::test_what_is_seen_is_answered_with_the_same_bits_at_every_place",
+    f"{HERE}::test_an_observation_has_the_same_bits_at_every_place_of_a_batch",
     f"{HERE}::test_a_product_treats_every_place_alike",
     f"{HERE.with_name('test_transformer.py')}::test_a_window_has_the_same_bits_alone_and_among_hundreds",
     f"{HERE.with_name('test_transformer.py')}::test_nothing_is_seen_of_places_without_an_observation",

@@ -119,7 +119,7 @@ def test_a_run_that_learned_nothing_says_so(tmp_path: Path, capsys: pytest.Captu
     assert "algorithm.entropy" in finding["suggestion"]
 
 
-def test_what_cannot_be_repeated_is_said_before_anybody_waits_for_it(
+def test_training_prints_that_an_environment_cannot_be_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, expected in (("FromNumpy", 1), ("Drawing", 0)):

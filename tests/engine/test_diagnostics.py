@@ -156,7 +156,7 @@ LONG_LAKE = GymnasiumSpec(id="FrozenLake-v1", max_episode_steps=1000)
         (system(0, horizon=14), LinearPolicySpec(), 1, "exact_too_large"),
     ],
 )
-def test_what_is_said_of_exact_figures_is_what_an_update_has(
+def test_an_update_has_exact_figures_unless_a_reason_for_their_absence_is_given(
     world: EnvironmentSpec, policy: PolicySpec, every: int, code: str | None
 ) -> None:
     spec = TrainingSpec(

@@ -9,7 +9,7 @@ from pgengine.intervals import ReturnRange
 from tests.engine.worlds import CARTPOLE, Played, paying, random_mdp, table_policy
 
 
-def test_what_is_known_without_sampling_stands_beside_the_sample() -> None:
+def test_an_evaluation_has_the_exact_mean_return_where_it_is_known() -> None:
     spec = random_mdp(1, horizon=4)
     policy = table_policy(spec)
     result = pgengine.evaluate(policy, spec, episodes=50, seed=1)

@@ -180,7 +180,7 @@ UNLEARNED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNLEARNED)
-def test_what_is_not_learned_is_said_to_be(name: str) -> None:
+def test_a_run_that_learned_nothing_has_findings(name: str) -> None:
     environment, updates, expected = UNLEARNED[name]
     target = 0.7 if environment is LAKE else None
     run = TrainingSpec.model_validate(

@@ -65,7 +65,7 @@ def test_the_episodes_of_the_evaluation_must_fit_too() -> None:
         (one_state(1_000_000), {"algorithm": {"trajectories": 10_000, "gamma": 0.9, "discount": "termination"}}),
     ],
 )
-def test_what_may_fit_is_not_refused(environment: dict[str, Any], more: dict[str, Any]) -> None:
+def test_a_batch_that_may_fit_into_memory_is_not_refused(environment: dict[str, Any], more: dict[str, Any]) -> None:
     assert refused(environment, **more) is None
 
 

@@ -134,7 +134,7 @@ def test_an_episode_in_another_form_is_played() -> None:
     ((SEEN, {}), (SEEN * np.nan, 1.0, False, False, {}), "numbers that are not finite.*in step at step 0"),
     ((np.array([1e300, 0.0]), {}), None, "beyond 32-bit floats, in reset"),
 ])  # fmt: skip
-def test_what_a_broken_environment_returned_is_named(reset: Any, step: Any, said: str) -> None:
+def test_the_error_names_what_a_broken_environment_returned(reset: Any, step: Any, said: str) -> None:
     episodes = says(foreign_environments.BOX, reset, step)
     with pytest.raises(pgengine.EnvironmentFailure, match=said):
         episodes.begin(np.array([7], dtype=np.uint64))
@@ -454,7 +454,7 @@ def test_policies_whose_draws_mean_other_actions_are_not_compared() -> None:
 
 
 @pytest.mark.slow
-def test_what_pays_in_the_middle_of_a_wide_box_is_found_by_default() -> None:
+def test_the_default_gaussian_finds_a_reward_in_the_middle_of_a_wide_box() -> None:
     """From the corner, with a deviation of 0.5 of 90, nothing is ever paid; three seeds of the default learn it."""
 
     def learned(distribution: GaussianSpec | None, updates: int, seed: int) -> float:

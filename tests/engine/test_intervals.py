@@ -24,7 +24,7 @@ COIN = ReturnRange(low=-1.0, high=3.0, two_values=True)
 
 
 @pytest.mark.parametrize("p", [0.5, 0.98, 0.01, 0.999, 0.001, 0.3, 0.95])
-def test_of_two_values_at_least_95_percent_of_samples_hold_the_mean(p: float) -> None:
+def test_intervals_of_two_valued_returns_hold_the_mean_in_95_percent_of_samples(p: float) -> None:
     """Exactly: the probabilities of all samples of 100 are summed."""
     n, held = 100, 0.0
     for hits in range(n + 1):

@@ -148,6 +148,22 @@ def test_a_module_that_is_missing_is_named(
     assert result.stderr == f"error: PGENGINE_ENVIRONMENT_MODULES: there is no module {module}\n"
 
 
+def test_a_module_whose_package_fails_is_told_with_the_reason(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_package").mkdir()
+    (tmp_path / "failing_package" / "__init__.py").write_text("raise ValueError('no licence for the simulator')")
+    monkeypatch.syspath_prepend(tmp_path)
+    _run("migrate")
+    monkeypatch.setenv("PGENGINE_ENVIRONMENT_MODULES", "failing_package.worlds")
+    with _signals_as_they_were():
+        result = _run("worker")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "failing_package.worlds cannot be imported: ValueError: no licence for the simulator\n"
+    )
+
+
 def test_a_module_that_fails_is_named(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "failing_environments.py").write_text("raise ValueError('no licence')")
     monkeypatch.syspath_prepend(tmp_path)
