@@ -132,14 +132,14 @@ class CurrentBehaviourSpec(Spec):
     """The policy that learns acts itself."""
 
     kind: Literal["current"] = "current"
-    """Who acts."""
+    """The policy that learns acts itself."""
 
 
 class OlderBehaviourSpec(Spec):
     """The policy as it was some updates ago acts; it is brought up to date every so many updates."""
 
     kind: Literal["older"] = "older"
-    """Who acts."""
+    """An older copy of the policy that learns acts."""
     refresh_every: Annotated[int, Field(ge=1, le=10_000)] = 4
     """Updates after which the acting policy is the learning one again."""
 
@@ -148,7 +148,7 @@ class MixtureBehaviourSpec(Spec):
     """The policy acts, mixed with the uniform distribution over a finite set of actions: the ratio is bounded."""
 
     kind: Literal["mixture"] = "mixture"
-    """Who acts."""
+    """The policy that learns acts, mixed with uniformly random actions."""
     epsilon: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Share of the uniform distribution; the ratio of one step is at most 1 / (1 - epsilon)."""
 
@@ -157,7 +157,7 @@ class PolicyBehaviourSpec(Spec):
     """Another policy acts, the same one all the time."""
 
     kind: Literal["policy"] = "policy"
-    """Who acts."""
+    """Another policy acts, which does not learn."""
     id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """On a server the id of a policy, whose latest checkpoint acts, or of a checkpoint. In the engine it is given to
     `train(behaviour=…)`."""
@@ -178,7 +178,7 @@ class ImportanceSpec(Spec):
     kind: Literal["none", "trajectory", "per_decision"] = "none"
     """none; one ratio for a trajectory; or the ratio up to a reward's own step, which is exact too and varies less."""
     behaviour: BehaviourSpec = Field(default_factory=CurrentBehaviourSpec)
-    """Who acts."""
+    """The behaviour policy: the one that acts in training."""
     clip: Annotated[float, Field(ge=1.0, le=1e12)] | None = None
     """Largest ratio; larger ones are cut to it. Biased."""
     self_normalise: bool = False
@@ -191,7 +191,7 @@ class ImportanceSpec(Spec):
 
 
 class EntropySpec(Spec):
-    """What is given for the entropy of the action distribution."""
+    """Reward for the entropy of the action distribution."""
 
     coefficient: Annotated[float, Field(gt=0.0, le=1e6)]
     """Units of reward for each nat and step."""
@@ -265,7 +265,7 @@ class AlgorithmSpec(Spec):
     """How the gradient is estimated and followed; `pgengine.label` says what the estimate is."""
 
     credit: Literal["total_return", "reward_to_go"] = "reward_to_go"
-    """What an action is credited with: the whole return, or the rewards from its step on."""
+    """Credit of an action: the return of the whole episode, or the rewards from its step on (reward-to-go)."""
     gamma: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     """Discount per environment step."""
     discount: Literal["weight", "termination"] = "weight"
@@ -277,19 +277,19 @@ class AlgorithmSpec(Spec):
     null: gamma_power with reward_to_go, none with total_return (which has the discount inside already).
     """
     mean_over: Literal["trajectories", "all_steps", "own_steps"] = "trajectories"
-    """What the sum over steps is divided by: K, the steps of the batch, or K times the steps of the own trajectory."""
+    """Divisor of the sum over steps: K, the steps of the batch, or K times the steps of the own trajectory."""
     baseline: BaselineSpec = Field(default_factory=LeaveOneOutBaselineSpec)
-    """What is subtracted from the credit against variance."""
+    """Baseline: subtracted from the credit to lower the variance of the estimate."""
     horizon: Literal["episode", "bootstrap"] = "episode"
-    """What a cut episode is worth beyond the cut: nothing, since the limit is part of the task, or what the value
+    """Value of a cut episode beyond the cut: nothing, since the limit is part of the task, or what the value
     baseline says of its last observation."""
     entropy: EntropySpec | None = None
-    """What is given for the entropy of the policy; null for nothing."""
+    """Reward for the entropy of the policy; null for none."""
     standardise: Literal["none", "leave_one_out", "batch"] = "none"
     """Whether weights are divided by the deviation of the other trajectories' returns, or brought to mean 0 and
     deviation 1 over all steps of the batch."""
     importance: ImportanceSpec = Field(default_factory=ImportanceSpec)
-    """Who acts, and how trajectories are weighted if that is not the policy itself."""
+    """The behaviour policy, and how its trajectories are weighted if it is not the policy that learns."""
     within_episode: Literal["frozen", "moving"] = "frozen"
     """Whether all steps of a batch are taken at the same parameters, or the parameters move after each step of a single
     episode, as PG_v1 and REINFORCE are printed."""
@@ -298,7 +298,7 @@ class AlgorithmSpec(Spec):
     trajectories: Annotated[int, Field(ge=1, le=10_000)] = 16
     """K, the number of complete, independent trajectories in each batch."""
     optimizer: OptimizerSpec = Field(default_factory=AdamSpec)
-    """What makes a step of the gradient."""
+    """Optimizer: makes a step of the estimated gradient."""
 
     @property
     def survival(self) -> float:
